@@ -1,0 +1,40 @@
+# make demo | test | lint: each makes .venv when it is missing, and can be repeated.
+PYTHON ?= python3
+VENV   := .venv
+BIN    := $(VENV)/bin
+LINTED := build/lint
+
+.PHONY: demo test lint clean
+.DELETE_ON_ERROR:
+
+demo: $(VENV)/.tune
+	$(BIN)/python -m tvmsep.demo
+
+test: $(VENV)/.test
+	$(BIN)/python -m pytest
+
+# mypy wants an installed package that is not editable, seen from outside the root:
+# the folders `schedules` and `targets` are packages of tvmsep only once installed.
+lint: $(VENV)/.test
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	rm -rf $(LINTED) build/lib build/bdist.*
+	$(BIN)/python -m pip install --quiet --no-deps --target $(LINTED) .
+	cd $(LINTED) && MYPYPATH=. $(CURDIR)/$(BIN)/python -m mypy \
+	    --config-file $(CURDIR)/pyproject.toml --cache-dir $(CURDIR)/build/mypy -p tvmsep
+
+clean:
+	rm -rf build dist *.egg-info $(VENV)/.tune $(VENV)/.test
+
+$(BIN)/python:
+	$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "tvmsep needs Python 3.11 or newer: make PYTHON=python3.12 ...")'
+	$(PYTHON) -m venv $(VENV)
+
+# One stamp a set of extras, renewed when the requirements change.
+$(VENV)/.tune: pyproject.toml setup.py | $(BIN)/python
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -e '.[tune]'
+	touch $@
+
+$(VENV)/.test: pyproject.toml setup.py | $(BIN)/python
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -e '.[tune,test]'
+	touch $@ $(VENV)/.tune

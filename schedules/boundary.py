@@ -1,0 +1,102 @@
+"""The model's boundary: plain `[n, c, h * w]` to blocked and back. Nowhere else is data repacked."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+from tvmsep.contracts import Config, Space, Target, Workload
+from tvmsep.schedules.common import prim_func
+
+if TYPE_CHECKING:
+    from tvm import s_tir, tirx
+
+
+class Pack:
+    """Plain to blocked; channels past the last are zero."""
+
+    name = "pack"
+    version = 1
+
+    def accepts(self, w: Workload, t: Target) -> bool:
+        """Plain in, blocked out."""
+        return w.op == "pack" and w.in_block == 0 and w.out_block > 0
+
+    def compute(self, w: Workload, t: Target, c: Config) -> tirx.PrimFunc:
+        """Parameters: x `[n, c, p]`, out `[n, cb, p, i]`."""
+        from tvm import te, tirx
+
+        x = te.placeholder(w.in_shape, name="x")
+        b = w.out_block
+
+        def value(n: Any, cb: Any, p: Any, i: Any) -> Any:
+            if w.oc % b == 0:
+                return x[n, cb * b + i, p]
+            inside = cb * b + i < w.oc
+            return te.if_then_else(inside, x[n, cb * b + i, p], tirx.const(0, "float32"))
+
+        return prim_func([x, te.compute(w.out_shape, value, name="out")])
+
+    def space(self, w: Workload, t: Target, threads: int) -> Space:
+        """Nothing to choose."""
+        return Space({})
+
+    def default(self, w: Workload, t: Target, threads: int) -> Config:
+        """Nothing to choose."""
+        return Config()
+
+    def apply(self, sch: s_tir.Schedule, w: Workload, t: Target, c: Config) -> None:
+        """One thread takes whole channel blocks; a block's lanes are gathered unrolled."""
+        n, cb, _, i = sch.get_loops(sch.get_sblock("out"))
+        sch.parallel(sch.fuse(n, cb))
+        if w.oc % w.out_block == 0:
+            sch.vectorize(i)
+        else:
+            sch.unroll(i)
+
+
+class Unpack:
+    """Blocked to plain; padding channels are dropped."""
+
+    name = "unpack"
+    version = 1
+
+    def accepts(self, w: Workload, t: Target) -> bool:
+        """Blocked in, plain out."""
+        return w.op == "unpack" and w.in_block > 0 and w.out_block == 0
+
+    def compute(self, w: Workload, t: Target, c: Config) -> tirx.PrimFunc:
+        """Parameters: x `[n, cb, p, i]`, out `[n, c, p]`."""
+        from tvm import te
+
+        x = te.placeholder(w.in_shape, name="x")
+        b = w.in_block
+        out = te.compute(
+            w.out_shape, lambda n, c, p: x[n, te.div(c, b), p, te.indexmod(c, b)], name="out"
+        )
+        return prim_func([x, out])
+
+    def space(self, w: Workload, t: Target, threads: int) -> Space:
+        """Nothing to choose."""
+        return Space({})
+
+    def default(self, w: Workload, t: Target, threads: int) -> Config:
+        """Nothing to choose."""
+        return Config()
+
+    def apply(self, sch: s_tir.Schedule, w: Workload, t: Target, c: Config) -> None:
+        """Vectorise along channels where there is one pixel, else along pixels."""
+        n, ch, p = sch.get_loops(sch.get_sblock("out"))
+        pixels = w.oh * w.ow
+        if pixels == 1:
+            lanes = next(d for d in (16, 8, 4, 2, 1) if w.oc % d == 0 and w.in_block % d == 0)
+            _, ci = sch.split(ch, [None, lanes])
+            sch.vectorize(ci)
+            return
+        sch.parallel(sch.fuse(n, ch))
+        lanes = next(d for d in (16, 8, 7, 4, 2, 1) if pixels % d == 0)
+        _, pi = sch.split(p, [None, lanes])
+        sch.vectorize(pi)
+
+
+PACK = Pack()
+UNPACK = Unpack()

@@ -1,0 +1,107 @@
+"""The one pattern that every accumulating template shares, and small arithmetic for spaces.
+
+The pattern: a stage `acc` reduces into a tile that is small enough to live in registers, a stage
+`out` runs the epilogue over the same tile and stores it. LLVM promotes the tile to registers only
+if each of its indices is a constant after unrolling, so everything inside the tile is unrolled or
+vectorised, and the initialisation is split off the reduction.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from typing import TYPE_CHECKING, Any
+
+from tvmsep.contracts import Target, Workload
+
+if TYPE_CHECKING:
+    from tvm import s_tir, te
+
+
+def divisors(n: int, limit: int | None = None) -> tuple[int, ...]:
+    """Divisors of `n` up to `limit`, ascending."""
+    return tuple(d for d in range(1, min(n, limit or n) + 1) if n % d == 0)
+
+
+def accumulator_limit(t: Target, tile_oc: int) -> int:
+    """Vector accumulators that fit beside the weights (and a broadcast where one is needed)."""
+    spare = tile_oc + (0 if t.broadcast_operand and tile_oc == 1 else 1)
+    return t.vector_registers - spare
+
+
+def epilogue_inputs(w: Workload, *, plain: bool = False) -> tuple[te.Tensor | None, te.Tensor | None]:
+    """Placeholders for bias and residual, where the epilogue has them."""
+    from tvm import te
+
+    bias = res = None
+    if "bias" in w.epilogue:
+        bias = te.placeholder((w.out_blocks, w.out_block), name="bias")
+    if "add" in w.epilogue:
+        res = te.placeholder(w.out_shape, name="residual")
+    return bias, res
+
+
+def prim_func(args: Iterable[te.Tensor | None]) -> Any:
+    """A PrimFunc over the tensors that exist."""
+    from tvm import te
+
+    return te.create_prim_func([a for a in args if a is not None])
+
+
+def register_tile(
+    sch: s_tir.Schedule,
+    acc: Any,
+    at: Any,
+    reduce_order: Sequence[str],
+    unroll: dict[str, int],
+    vector_axis: int,
+) -> None:
+    """Compute block `acc` at loop `at` as a register tile.
+
+    Args:
+        sch: the schedule.
+        acc: the reduction block. Its loops under `at` are the tile's spatial axes (the one at
+            `vector_axis`, counted from the first spatial loop, is vectorised, the others unrolled)
+            and then its reduction axes.
+        at: the consumer's loop under which the tile is computed.
+        reduce_order: names of the reduction axes, outermost first.
+        unroll: factor by which a reduction axis is unrolled; 0 means wholly; absent means not.
+        vector_axis: position of the vectorised axis among the block's spatial axes.
+    """
+    sch.compute_at(acc, at, preserve_unit_loops=True)
+    block = sch.get(acc)
+    depth = len(sch.get_loops(acc)) - len(block.iter_vars)
+    kinds = [iv.iter_type for iv in block.iter_vars]
+    names = [iv.var.name.removeprefix("v_") for iv in block.iter_vars]
+    loops = sch.get_loops(acc)[depth:]
+    spatial = [lp for lp, k in zip(loops, kinds, strict=True) if k == 0]
+    reduce = {n: lp for lp, k, n in zip(loops, kinds, names, strict=True) if k != 0}
+    vector = spatial.pop(vector_axis)
+    serial: list[Any] = []
+    unrolled: list[Any] = []
+    for name in reduce_order:
+        loop = reduce[name]
+        factor = unroll.get(name)
+        if factor is None:
+            serial.append(loop)
+        elif factor == 0:
+            unrolled.append(loop)
+        else:
+            outer, inner = sch.split(loop, [None, factor])
+            serial.append(outer)
+            unrolled.append(inner)
+    sch.reorder(*serial, *unrolled, *spatial, vector)
+    for loop in (*unrolled, *spatial):
+        sch.unroll(loop)
+    sch.vectorize(vector)
+    init = sch.decompose_reduction(acc, (serial or unrolled)[0])
+    *init_tile, init_vector = sch.get_loops(init)[depth:]
+    for loop in init_tile:
+        sch.unroll(loop)
+    sch.vectorize(init_vector)
+
+
+def finish_tile(sch: s_tir.Schedule, unrolled: Iterable[Any], vector: Any) -> None:
+    """Unroll and vectorise the epilogue's loops over a tile."""
+    for loop in unrolled:
+        sch.unroll(loop)
+    sch.vectorize(vector)

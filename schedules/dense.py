@@ -1,0 +1,121 @@
+"""Dense layers on a blocked vector: many output blocks at once, weights streamed through.
+
+Pattern
+    out[n, ob * b + o] = epilogue(sum over ic of x[n, ic // bi, 0, ic % bi] * w[ob, ic, o])
+
+Strategy
+    1. `tile_n` samples by `tile_oc` output blocks of accumulators: at batch 1 the FMA latency is
+       hidden by the output blocks alone.
+    2. Every weight is read once and used `tile_n` times: the operator runs at the speed at which
+       weights arrive, so each thread streams its own contiguous part of them.
+    3. The output is blocked like every activation; the boundary kernel `unpack` makes it plain.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Any
+
+from tvmsep.contracts import Config, Space, Target, Workload
+from tvmsep.schedules.common import (
+    accumulator_limit,
+    divisors,
+    epilogue_inputs,
+    finish_tile,
+    prim_func,
+    register_tile,
+)
+from tvmsep.schedules.epilogue import finish
+
+if TYPE_CHECKING:
+    from tvm import s_tir, tirx
+
+
+class Dense:
+    """See the module's docstring."""
+
+    name = "dense"
+    version = 1
+
+    def accepts(self, w: Workload, t: Target) -> bool:
+        """One pixel, blocked on both sides."""
+        return w.op == "dense" and w.in_block > 0 and w.out_block > 0 and w.ih * w.iw == 1
+
+    def compute(self, w: Workload, t: Target, c: Config) -> tirx.PrimFunc:
+        """Parameters: x `[n, ib, 1, i]`, w `[ob, ic padded, o]`, bias, residual, out."""
+        from tvm import te
+
+        bi = w.in_block
+        x = te.placeholder(w.in_shape, name="x")
+        wt = te.placeholder((w.out_blocks, w.in_blocks * bi, w.out_block), name="w")
+        bias, res = epilogue_inputs(w)
+        io = te.reduce_axis((0, w.in_blocks), name="io")
+        ii = te.reduce_axis((0, bi), name="ii")
+        acc = te.compute(
+            (w.n, w.out_blocks, w.out_block),
+            lambda n, ob, o: te.sum(x[n, io, 0, ii] * wt[ob, io * bi + ii, o], axis=[io, ii]),
+            name="acc",
+        )
+        out = te.compute(
+            w.out_shape,
+            lambda n, ob, p, o: finish(
+                w.epilogue,
+                acc[n, ob, o],
+                bias[ob, o] if bias is not None else None,
+                res[n, ob, p, o] if res is not None else None,
+            ),
+            name="out",
+        )
+        return prim_func([x, wt, bias, res, out])
+
+    def space(self, w: Workload, t: Target, threads: int) -> Space:
+        """Tiles that fit the registers."""
+
+        def valid(c: Mapping[str, Any]) -> bool:
+            fits = c["tile_n"] * c["tile_oc"] <= accumulator_limit(t, c["tile_oc"])
+            return fits and (w.out_blocks // c["tile_oc"]) % c["chunks"] == 0
+
+        return Space(
+            {
+                "tile_n": divisors(w.n, 8),
+                "tile_oc": divisors(w.out_blocks, t.vector_registers // 2),
+                "chunks": tuple(d for d in divisors(w.out_blocks) if d <= 64 or d == w.out_blocks),
+                "unroll": tuple(u for u in (1, 2, 4, 8) if w.in_block % u == 0),
+            },
+            valid,
+        )
+
+    def default(self, w: Workload, t: Target, threads: int) -> Config:
+        """As many blocks as hide the FMA latency, in even shares; one chunk where work is tiny."""
+        need = int(t.fma_latency_cycles * t.fma_per_cycle)
+        tile_n = max(d for d in divisors(w.n, 8) if d <= max(1, t.vector_registers // 4))
+        space = self.space(w, t, threads)
+        tiny = w.macs < 16384
+
+        def cost(c: Config) -> tuple[float, ...]:
+            acc, chunks = c.int("tile_n") * c.int("tile_oc"), c.int("chunks")
+            waste = 1.0 if tiny else -(-chunks // threads) * threads / chunks
+            stall = max(1.0, need / acc)
+            goal = 1 if tiny else threads
+            return (waste * stall, c.int("tile_n") != tile_n, abs(chunks - goal), acc)
+
+        fits = [c for c in space.configs() if c.int("unroll") == 1]
+        best = min(fits, key=cost)
+        return Config({**best, "unroll": max(u for u in (1, 2, 4) if w.in_block % u == 0)})
+
+    def apply(self, sch: s_tir.Schedule, w: Workload, t: Target, c: Config) -> None:
+        """The docstring's steps, in s_tir primitives."""
+        acc, out = sch.get_sblock("acc"), sch.get_sblock("out")
+        n, ob, p, o = sch.get_loops(out)
+        no, ni = sch.split(n, [None, c.int("tile_n")])
+        oo, oi = sch.split(ob, [None, c.int("tile_oc")])
+        chunk, at = sch.split(oo, [c.int("chunks"), None])
+        sch.reorder(no, chunk, at, ni, oi, p, o)
+        fused = sch.fuse(no, chunk)
+        if c.int("chunks") * (w.n // c.int("tile_n")) > 1:
+            sch.parallel(fused)
+        register_tile(sch, acc, at, ("io", "ii"), {"ii": c.int("unroll")}, vector_axis=2)
+        finish_tile(sch, (ni, oi), o)
+
+
+TEMPLATE = Dense()

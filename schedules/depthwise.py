@@ -1,0 +1,173 @@
+"""Depthwise convolution: one channel block at a time, kernel taps and a strip of pixels unrolled.
+
+Pattern
+    out[n, c, h * OW + w, i] = epilogue(sum over kh, kw of
+        x[n, c, (h * sh + kh * dh - top) * W + w * sw + kw * dw - left, i] * w[c, kh, kw, i])
+
+Strategy
+    1. A tile is `tile_h` rows by `tile_w` pixels of one channel block: that many accumulators.
+    2. Unroll both kernel loops and the tile: every tap is one load and one FMA, and LLVM shares
+       the loads that neighbouring outputs have in common.
+    3. Padding is folded into the reads as a condition, so no padded copy is made; after
+       unrolling it is constant for all but the tiles at the border.
+    4. Split over threads as the layout says: by rows (`rows` chunks of them, all channels each)
+       or by channel blocks.
+
+Why it is fast
+    The operator moves 4 bytes for each 2 * kh * kw FLOPs: it lives on L1/L2 bandwidth, and its
+    input is where the producer left it if both split alike.
+
+Tried and lost
+    A materialised pad in a scratch buffer: 1.5 to 2.6 times slower, the copy costs as much as
+    the convolution.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Any
+
+from tvmsep.contracts import Config, Space, Target, Workload
+from tvmsep.schedules.common import (
+    divisors,
+    epilogue_inputs,
+    finish_tile,
+    prim_func,
+    register_tile,
+)
+from tvmsep.schedules.epilogue import finish
+
+if TYPE_CHECKING:
+    from tvm import s_tir, tirx
+
+
+def padded_read(x: Any, w: Workload, n: Any, c: Any, h: Any, col: Any, *rest: Any) -> Any:
+    """`x` at row `h`, column `col` of the unpadded image, zero outside it."""
+    from tvm import te, tirx
+
+    top, left, bottom, right = w.pads
+    conditions = []
+    if top:
+        conditions.append(h >= 0)
+    if bottom:
+        conditions.append(h < w.ih)
+    if left:
+        conditions.append(col >= 0)
+    if right:
+        conditions.append(col < w.iw)
+    value = x[(n, c, h * w.iw + col, *rest)]
+    if not conditions:
+        return value
+    return te.if_then_else(tirx.all(*conditions), value, tirx.const(0, "float32"))
+
+
+class Depthwise:
+    """See the module's docstring."""
+
+    name = "depthwise"
+    version = 1
+
+    def accepts(self, w: Workload, t: Target) -> bool:
+        """Any kernel, stride, dilation, pad; `oc` a multiple of `ic` (channel multiplier)."""
+        if w.op != "depthwise" or w.groups != w.ic or not w.out_block:
+            return False
+        return w.oc == w.ic and w.in_block == w.out_block or (w.oc % w.ic == 0 and w.in_block > 0)
+
+    def compute(self, w: Workload, t: Target, c: Config) -> tirx.PrimFunc:
+        """Parameters: x `in_shape`, w `[c, kh, kw, i]`, bias, residual, out `out_shape`."""
+        from tvm import te
+
+        b = w.out_block
+        x = te.placeholder(w.in_shape, name="x")
+        wt = te.placeholder((w.out_blocks, w.kh, w.kw, b), name="w")
+        bias, res = epilogue_inputs(w)
+        kh = te.reduce_axis((0, w.kh), name="kh")
+        kw = te.reduce_axis((0, w.kw), name="kw")
+        multiplier = w.oc // w.ic
+
+        def tap(n: Any, cb: Any, h: Any, col: Any, i: Any) -> Any:
+            row = h * w.sh + kh * w.dh - w.pads[0]
+            column = col * w.sw + kw * w.dw - w.pads[1]
+            if multiplier == 1 and w.in_block == b:
+                return padded_read(x, w, n, cb, row, column, i)
+            channel = te.min(te.div(cb * b + i, multiplier), w.ic - 1)
+            block, lane = te.div(channel, w.in_block), te.indexmod(channel, w.in_block)
+            return padded_read(x, w, n, block, row, column, lane)
+
+        acc = te.compute(
+            (w.n, w.out_blocks, w.oh, w.ow, b),
+            lambda n, cb, h, col, i: te.sum(
+                tap(n, cb, h, col, i) * wt[cb, kh, kw, i], axis=[kh, kw]
+            ),
+            name="acc",
+        )
+        out = te.compute(
+            w.out_shape,
+            lambda n, cb, p, i: finish(
+                w.epilogue,
+                acc[n, cb, te.div(p, w.ow), te.indexmod(p, w.ow), i],
+                bias[cb, i] if bias is not None else None,
+                res[n, cb, p, i] if res is not None else None,
+            ),
+            name="out",
+        )
+        return prim_func([x, wt, bias, res, out])
+
+    def space(self, w: Workload, t: Target, threads: int) -> Space:
+        """Strips and row pairs that fit the registers, for the layout's split."""
+        limit = t.vector_registers - 2
+        tile_w, tile_h = divisors(w.ow, limit), tuple(d for d in (1, 2, 3, 4) if w.oh % d == 0)
+        loops = (w.out_split,) if threads > 1 else ("rows", "channels")
+        best = max(a * b for a in tile_w for b in tile_h if a * b <= limit)
+        floor = min(best, 4)
+
+        def valid(c: Mapping[str, Any]) -> bool:
+            tile = c["tile_w"] * c["tile_h"]
+            if not floor <= tile <= limit or (w.oh // c["tile_h"]) % c["rows"]:
+                return False
+            if c["loop"] == "channels":
+                return bool(c["rows"] == 1)
+            return True
+
+        return Space(
+            {
+                "tile_w": tile_w,
+                "tile_h": tile_h,
+                "loop": loops,
+                "rows": tuple(r for r in divisors(w.oh) if r <= 8 or r == w.oh),
+            },
+            valid,
+        )
+
+    def default(self, w: Workload, t: Target, threads: int) -> Config:
+        """Six to eight accumulators in one row, rows or channels in even shares."""
+        limit = t.vector_registers - 2
+        widths = divisors(w.ow, min(limit, 14))
+        tile_w = min(widths, key=lambda d: (abs(d - 7), -d))
+        loop = w.out_split if threads > 1 else "channels"
+        if loop == "channels":
+            return Config(tile_w=tile_w, tile_h=1, loop="channels", rows=1)
+        rows = [r for r in divisors(w.oh) if r <= 8 or r == w.oh]
+        # The least waste first, then the fewest chunks.
+        best = min(rows, key=lambda r: (-(-w.n * r // threads) * threads / (w.n * r), r))
+        return Config(tile_w=tile_w, tile_h=1, loop="rows", rows=best)
+
+    def apply(self, sch: s_tir.Schedule, w: Workload, t: Target, c: Config) -> None:
+        """The docstring's steps, in s_tir primitives."""
+        acc, out = sch.get_sblock("acc"), sch.get_sblock("out")
+        n, cb, p, i = sch.get_loops(out)
+        h, col = sch.split(p, [None, w.ow])
+        ho, hi = sch.split(h, [None, c.int("tile_h")])
+        wo, wi = sch.split(col, [None, c.int("tile_w")])
+        if c["loop"] == "rows":  # 4.
+            chunk, ho = sch.split(ho, [c.int("rows"), None])
+            sch.reorder(n, chunk, cb, ho, wo, hi, wi, i)
+            sch.parallel(sch.fuse(n, chunk))
+        else:
+            sch.reorder(n, cb, ho, wo, hi, wi, i)
+            sch.parallel(sch.fuse(n, cb))
+        register_tile(sch, acc, wo, ("kh", "kw"), {"kh": 0, "kw": 0}, vector_axis=4)  # 1. to 3.
+        finish_tile(sch, (hi, wi), i)
+
+
+TEMPLATE = Depthwise()

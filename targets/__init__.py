@@ -1,0 +1,110 @@
+"""The targets: one TOML file each. Adding a target needs no Python."""
+
+from __future__ import annotations
+
+import os
+import platform
+import re
+from functools import cache
+from importlib import resources
+from pathlib import Path
+
+import msgspec
+
+from tvmsep.contracts import Target, TargetError
+
+
+def host_cores() -> int:
+    """Cores that this process may use."""
+    if hasattr(os, "sched_getaffinity"):
+        return len(os.sched_getaffinity(0))
+    return os.cpu_count() or 1
+
+
+@cache
+def host_cpu() -> tuple[str, str, frozenset[str]]:
+    """(model name, vendor id, feature flags) as the operating system reports them."""
+    try:
+        text = Path("/proc/cpuinfo").read_text()
+    except OSError:
+        return platform.processor() or platform.machine(), "", frozenset()
+
+    def field(*names: str) -> str:
+        for name in names:
+            found = re.search(rf"^{name}\s*:\s*(.*)$", text, re.MULTILINE)
+            if found:
+                return found.group(1).strip()
+        return ""
+
+    model = field("model name", "Model", "CPU part") or platform.machine()
+    return model, field("vendor_id"), frozenset(field("flags", "Features").split())
+
+
+def _read(path: Path, origin: str) -> Target:
+    try:
+        target = msgspec.toml.decode(path.read_bytes(), type=Target)
+    except OSError as error:
+        raise TargetError(f"cannot read target {origin}: {error.strerror}") from error
+    except (msgspec.DecodeError, UnicodeDecodeError) as error:
+        raise TargetError(
+            f"target {origin} is malformed: {error}; compare it with targets/x86-avx2.toml"
+        ) from error
+    if target.cores == 0:
+        target = msgspec.structs.replace(target, cores=host_cores())
+    return target
+
+
+def target_names() -> list[str]:
+    """Names of the targets that ship with tvmsep."""
+    folder = resources.files("tvmsep.targets")
+    return sorted(p.name[:-5] for p in folder.iterdir() if p.name.endswith(".toml"))
+
+
+def misfit(t: Target) -> str | None:
+    """Why code for `t` cannot run on this host, or None if it can."""
+    machine = platform.machine().lower().replace("amd64", "x86_64").replace("arm64", "aarch64")
+    if t.triple.split("-")[0] != machine:
+        return f"it is for {t.triple.split('-')[0]}, this host is {machine}"
+    _, vendor, flags = host_cpu()
+    missing = [f for f in t.requires if f not in flags]
+    if missing:
+        return f"this CPU lacks {', '.join(missing)}"
+    if t.vendor and vendor != t.vendor:
+        return f"it is for {t.vendor} CPUs, this one reports {vendor or 'no vendor'}"
+    return None
+
+
+def local_target() -> Target:
+    """The target that fits this host best.
+
+    Raises:
+        TargetError: no target fits; says why for each.
+    """
+    fits, reasons = [], []
+    for name in target_names():
+        target = load_target(name)
+        why = misfit(target)
+        if why is None:
+            fits.append(target)
+        else:
+            reasons.append(f"{name}: {why}")
+    if not fits:
+        raise TargetError("no target fits this host (" + "; ".join(reasons) + ")")
+    return max(fits, key=lambda t: (bool(t.vendor), t.lanes, len(t.requires)))
+
+
+def load_target(spec: str = "local") -> Target:
+    """A target by name, by path to a TOML file, or `local`: the one that fits this host.
+
+    Raises:
+        TargetError: unknown name, unreadable or malformed file.
+    """
+    if spec == "local":
+        return local_target()
+    if spec.endswith(".toml") or os.sep in spec:
+        return _read(Path(spec), spec)
+    if spec not in target_names():
+        known = ", ".join(["local", *target_names()])
+        raise TargetError(f"unknown target {spec!r}; known: {known}, or a path to a TOML file")
+    with resources.as_file(resources.files("tvmsep.targets") / f"{spec}.toml") as path:
+        return _read(path, spec)

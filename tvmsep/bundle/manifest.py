@@ -1,0 +1,137 @@
+"""What a bundle says about itself: `manifest.json`, typed, versioned and checked."""
+
+from __future__ import annotations
+
+import math
+from typing import Annotated
+
+import msgspec
+
+from tvmsep.contracts import BundleError, Target
+from tvmsep.contracts.preprocess import Preprocess
+
+FORMAT = 1
+"""Version of the bundle format. 1: the first."""
+
+MANIFEST, WEIGHTS, LOG = "manifest.json", "weights.safetensors", "log.jsonl"
+DTYPES = ("float32", "float16", "float64", "int64", "int32", "int16", "int8", "uint8", "bool")
+_MAX_TENSOR_BYTES = 1 << 31
+
+Count = Annotated[int, msgspec.Meta(ge=1)]
+Bytes = Annotated[int, msgspec.Meta(ge=0)]
+
+
+class TensorInfo(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """An input or output as the model itself names it."""
+
+    name: str
+    shape: tuple[Count, ...]
+    dtype: str
+
+    def __str__(self) -> str:
+        return f"{self.name}: {self.dtype}[{', '.join(map(str, self.shape))}]"
+
+
+class Variant(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """The network compiled for one thread count."""
+
+    threads: Annotated[int, msgspec.Meta(ge=1, le=4096)]
+    library: str
+    """Member that holds the shared library."""
+    relax: str
+    """Member that holds the Relax text it was compiled from."""
+    peak_ram_bytes: Bytes
+    """Weights plus the most that activations take at any time."""
+    estimate_s: float | None = None
+    """Sum of the tasks' measured times; None when nothing was measured."""
+
+
+class Manifest(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """The contents of `manifest.json`.
+
+    `members` maps every other member to its SHA-256 in hexadecimal. `weights` names the
+    parameters in the order in which the library's `main` takes them, after the inputs.
+    """
+
+    format: int = FORMAT
+    name: str
+    tvmsep: str
+    tvm: str
+    """Version of apache-tvm that compiled the libraries, and must run them."""
+    target: Target
+    inputs: tuple[TensorInfo, ...]
+    outputs: tuple[TensorInfo, ...]
+    variants: tuple[Variant, ...]
+    weights: tuple[str, ...]
+    members: dict[str, str]
+    source: dict[str, str] = {}
+    """Where the model came from: its kind, path or spec, SHA-256."""
+    licence: str = "unknown"
+    preprocess: Preprocess | None = None
+    labels: tuple[str, ...] | None = None
+    log_lines: Bytes = 0
+    """Lines of the tuning log that decided this build; they are in `log.jsonl`."""
+    log_total: Bytes = 0
+    """Lines of the log they were taken from."""
+    flops: Bytes = 0
+    """Floating-point operations of one run, two a multiply-accumulate; 0 when not counted."""
+    peak_gflops_per_core: float | None = None
+    """FMA peak of one core of the machine that built the bundle, as measured there."""
+
+    def check(self) -> None:
+        """Check what types alone cannot say.
+
+        Raises:
+            ValueError: what is wrong, and where.
+        """
+        if not self.inputs or not self.outputs or not self.variants:
+            raise ValueError("inputs, outputs and variants must not be empty")
+        threads = [v.threads for v in self.variants]
+        if threads != sorted(set(threads)):
+            raise ValueError(f"variants have the thread counts {threads}: not rising")
+        for tensor in (*self.inputs, *self.outputs):
+            if tensor.dtype not in DTYPES:
+                raise ValueError(f"{tensor.name} has the unknown dtype {tensor.dtype!r}")
+            if 8 * math.prod(tensor.shape) > _MAX_TENSOR_BYTES:
+                raise ValueError(f"{tensor.name} is too large: {tensor.shape}")
+        for names, what in (
+            ([t.name for t in self.inputs], "inputs"),
+            (list(self.weights), "weights"),
+        ):
+            if len(set(names)) != len(names):
+                raise ValueError(f"two {what} have the same name")
+        needed = {WEIGHTS, LOG}
+        for variant in self.variants:
+            needed |= {variant.library, variant.relax}
+        missing = needed - set(self.members)
+        if missing or MANIFEST in self.members:
+            raise ValueError(f"members lacks {', '.join(sorted(missing)) or 'nothing'}")
+
+    def to_json(self) -> bytes:
+        """Indented JSON with a newline at its end; equal manifests give equal bytes."""
+        encoded = msgspec.json.encode(self, order="deterministic")
+        return msgspec.json.format(encoded, indent=2) + b"\n"
+
+
+class _Format(msgspec.Struct):
+    format: int
+
+
+def parse_manifest(text: bytes, path: object) -> Manifest:
+    """Read `manifest.json`; `path` names the bundle in messages.
+
+    Raises:
+        BundleError: another format version, or not a manifest.
+    """
+    try:
+        version = msgspec.json.decode(text, type=_Format).format
+        if version != FORMAT:
+            raise BundleError(
+                f"{path} has bundle format {version}, this tvmsep reads format {FORMAT}: "
+                f"rebuild from the log inside: tvmsep build MODEL --log {path}"
+            )
+        manifest = msgspec.json.decode(text, type=Manifest)
+        manifest.check()
+    except (msgspec.DecodeError, UnicodeDecodeError, ValueError, RecursionError) as error:
+        raise BundleError(f"the manifest of {path} is malformed: {error}") from error
+    return manifest

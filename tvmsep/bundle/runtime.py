@@ -1,0 +1,292 @@
+"""TVM's runtime, and the one thread a bundle runs on.
+
+**Only the runtime.** Calling a compiled network takes `tvm_ffi` and `libtvm_runtime`; the Python
+package `tvm` would load the 260 MB compiler. It isn't imported, only its folder is looked up, so a
+program that wants the compiler imports it as usual, before or after. `tvm_ffi` imports torch where
+it is installed (seconds, 200 MB); it works without, so that one import is answered with "not
+installed" in a process that hasn't loaded torch by itself.
+
+**One thread.** TVM keeps a thread pool and its size per calling thread, sets CPU affinities of
+whoever calls first, and its VM must not be called from two threads at once. So each bundle has a
+thread of its own, on which everything of TVM happens; callers hand their arrays over and wait.
+The pool uses the CPUs that the process is allowed. Where those outnumber its threads it isn't pinned
+to the first ones, as TVM does by default: several processes would share these and leave the rest idle.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import functools
+import importlib
+import importlib.abc
+import importlib.metadata
+import importlib.util
+import os
+import queue
+import sys
+import tempfile
+import threading
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+from tvmsep.contracts import BundleError
+
+_START_TIMEOUT_S = 60.0
+_POLL_S = 1.0
+_ONE_CORE_EACH, _SHARE_CORES = -2, -3
+_CPU, _POOLED = 1, 2
+_import_lock = threading.Lock()
+
+
+@functools.cache
+def runtime_version() -> str:
+    """Version of the installed apache-tvm, such as `0.27.0.post1`.
+
+    Raises:
+        BundleError: it isn't installed.
+    """
+    try:
+        return importlib.metadata.version("apache-tvm")
+    except importlib.metadata.PackageNotFoundError as error:
+        raise BundleError("apache-tvm is not installed; pip install tvmsep") from error
+
+
+class _NoTorch(importlib.abc.MetaPathFinder):
+    """Answers "not installed" when one given thread looks for torch."""
+
+    def __init__(self) -> None:
+        self.thread = threading.get_ident()
+
+    def find_spec(self, name: str, path: Any = None, target: Any = None) -> None:
+        """Refuse torch to that thread; leave everything else to the other finders."""
+        if name in ("torch", "torch_c_dlpack_ext") and threading.get_ident() == self.thread:
+            raise ModuleNotFoundError("torch isn't needed to run a bundle", name=name)
+
+
+def load_runtime() -> ModuleType:
+    """`tvm_ffi` with TVM's runtime library loaded.
+
+    Raises:
+        BundleError: apache-tvm isn't installed, or its library doesn't load.
+    """
+    with _import_lock:
+        finder = _NoTorch()
+        sys.meta_path.insert(0, finder)
+        try:
+            tvm_ffi = importlib.import_module("tvm_ffi")
+        except ImportError as error:
+            raise BundleError(f"apache-tvm-ffi cannot be loaded: {error}") from error
+        finally:
+            sys.meta_path.remove(finder)
+        _load_library()
+    return tvm_ffi
+
+
+@functools.cache
+def _load_library() -> ctypes.CDLL:
+    spec = importlib.util.find_spec("tvm")
+    if spec is None or spec.origin is None:
+        raise BundleError("apache-tvm is not installed; pip install tvmsep")
+    suffix = "dylib" if sys.platform == "darwin" else "so"
+    path = Path(spec.origin).parent / "lib" / f"libtvm_runtime.{suffix}"
+    try:
+        return ctypes.CDLL(str(path), ctypes.RTLD_GLOBAL)
+    except OSError as error:
+        raise BundleError(f"TVM's runtime cannot be loaded: {error}") from error
+
+
+def allowed_cpus() -> list[int]:
+    """CPUs that the calling thread may run on."""
+    if hasattr(os, "sched_getaffinity"):
+        return sorted(os.sched_getaffinity(0))
+    return list(range(os.cpu_count() or 1))
+
+
+def set_threads(tvm_ffi: ModuleType, threads: int, cpus: Sequence[int]) -> None:
+    """Give the calling thread, which must be new to TVM, a pool of exactly `threads`."""
+    configure = tvm_ffi.get_global_func("runtime.config_threadpool")
+    names = [str(cpu) for cpu in cpus]
+    # The first call makes the pool, as large as its list is long.
+    spread = [names[i % len(names)] for i in range(threads)]
+    configure(_ONE_CORE_EACH, threads, spread)
+    if 1 < threads < len(cpus):
+        configure(_SHARE_CORES, threads, names)
+    if hasattr(os, "sched_setaffinity"):
+        os.sched_setaffinity(0, cpus)
+    if (got := tvm_ffi.get_global_func("runtime.NumThreads")()) != threads:
+        raise BundleError(f"TVM runs {got} threads where {threads} were asked for")
+
+
+class Network:
+    """A compiled network bound to its weights; lives and dies on one thread.
+
+    Args:
+        library: the shared library, a Relax VM executable.
+        inputs: one 64-byte aligned array per input, into which callers' data is copied.
+        weights: 64-byte aligned arrays in call order.
+        threads: pool size.
+        cpus: where the pool may run.
+
+    Raises:
+        BundleError: the library doesn't load, or doesn't take these parameters.
+    """
+
+    def __init__(
+        self,
+        library: bytes,
+        inputs: Sequence[Any],
+        weights: Sequence[Any],
+        threads: int,
+        cpus: Sequence[int],
+    ) -> None:
+        tvm_ffi = load_runtime()
+        set_threads(tvm_ffi, threads, cpus)
+        self._ffi = tvm_ffi
+        self._module = _load_library_bytes(tvm_ffi, library)
+        try:
+            self._vm = self._module["vm_load_executable"]()
+            self._vm["vm_initialization"](_CPU, 0, _POOLED)
+            arity = self._vm["get_function_arity"]("main")
+            if arity != len(inputs) + len(weights):
+                raise BundleError(
+                    f"its library takes {arity} parameters, the manifest lists {len(inputs)} "
+                    f"inputs and {len(weights)} weights"
+                )
+            arguments = [tvm_ffi.from_dlpack(a) for a in (*inputs, *weights)]
+            self._vm["save_function"]("main", "tvmsep_bound", 1, *arguments)
+            self.inputs = inputs
+            self._run = self._vm["tvmsep_bound"]
+        except (AttributeError, RuntimeError, ValueError, TypeError) as error:
+            raise BundleError(f"its library is no Relax executable: {error}") from error
+
+    def __call__(self) -> tuple[Any, ...]:
+        """Run on what `inputs` hold; the outputs are new NumPy arrays."""
+        import numpy as np
+
+        result = self.run()
+        parts = (result,) if isinstance(result, self._ffi.Tensor) else tuple(result)
+        return tuple(np.array(np.from_dlpack(part)) for part in parts)
+
+    def run(self) -> Any:
+        """Run and leave the outputs in TVM's memory."""
+        return self._run()
+
+    def release(self) -> None:
+        """Give back TVM's memory and unload the library."""
+        clear = self._ffi.get_global_func("vm.builtin.memory_manager.clear")
+        self._run = self._vm = self._module = None
+        self.inputs = ()
+        clear()
+
+
+def _load_library_bytes(tvm_ffi: ModuleType, library: bytes) -> Any:
+    """Load a library from a private folder that is gone again when this returns."""
+    suffix = "dylib" if sys.platform == "darwin" else "so"
+    try:
+        with tempfile.TemporaryDirectory(prefix="tvmsep-") as folder:
+            path = Path(folder) / f"net.{suffix}"
+            path.write_bytes(library)
+            return tvm_ffi.load_module(path, keep_module_alive=False)
+    except OSError as error:
+        raise BundleError(
+            f"its library cannot be unpacked: {error}; set TMPDIR to a folder with room"
+        ) from error
+    except (RuntimeError, ValueError) as error:
+        raise BundleError(
+            f"its library cannot be loaded: {error}; if {tempfile.gettempdir()} is mounted "
+            "noexec, set TMPDIR to another folder"
+        ) from error
+
+
+class _Job:
+    """Something to do on a worker's thread, and how to wait for it. The first makes the network."""
+
+    def __init__(self, do: Callable[[Any], Any]) -> None:
+        self.do = do
+        self.done = threading.Lock()
+        self.done.acquire()
+        self.result: Any = None
+        self.error: BaseException | None = None
+
+
+class Worker:
+    """A thread that owns a `Network` and does jobs on it in turn.
+
+    Args:
+        make: makes the network; called on the thread.
+        name: the thread's name.
+
+    Raises:
+        BundleError: what `make` raised, or that it took over a minute.
+    """
+
+    def __init__(self, make: Callable[[], Network], name: str) -> None:
+        self._jobs: queue.SimpleQueue[_Job | None] = queue.SimpleQueue()
+        self._lock = threading.Lock()
+        self._closed = False
+        self._pid = os.getpid()
+        ready = _Job(lambda _: make())
+        self._jobs.put(ready)
+        self._thread = threading.Thread(target=_work, args=(self._jobs,), name=name, daemon=True)
+        self._thread.start()
+        if not ready.done.acquire(timeout=_START_TIMEOUT_S):
+            self.close()
+            raise BundleError(f"its library did not load within {_START_TIMEOUT_S:.0f} s")
+        if ready.error is not None:
+            raise ready.error
+
+    def do(self, job: Callable[[Network], Any]) -> Any:
+        """Queue a job and wait for its result; any thread may call.
+
+        Raises:
+            BundleError: closed, or loaded before a fork.
+        """
+        if os.getpid() != self._pid:
+            raise BundleError(
+                "this bundle was loaded before the process forked, and its thread stayed behind; "
+                "load it in the child"
+            )
+        entry = _Job(job)
+        with self._lock:
+            if self._closed:
+                raise BundleError("this bundle is closed; load it again")
+            self._jobs.put(entry)
+        while not entry.done.acquire(timeout=_POLL_S):
+            if not self._thread.is_alive() and not entry.done.acquire(timeout=_POLL_S):
+                raise BundleError("the bundle's thread ended; load it again")
+        if entry.error is not None:
+            raise entry.error
+        return entry.result
+
+    def close(self, timeout_s: float = 10.0) -> None:
+        """Let queued jobs finish, then end the thread; waits at most `timeout_s`."""
+        if os.getpid() != self._pid:
+            return
+        with self._lock:
+            if not self._closed:
+                self._closed = True
+                self._jobs.put(None)
+        if threading.current_thread() is not self._thread:
+            self._thread.join(timeout_s)
+
+
+def _work(jobs: queue.SimpleQueue[_Job | None]) -> None:
+    """Body of a worker's thread: knows the queue alone, so an abandoned bundle can be freed."""
+    network: Network | None = None
+    while (job := jobs.get()) is not None:
+        try:
+            if network is None:
+                network = job.do(None)
+            else:
+                job.result = job.do(network)
+        except BaseException as error:  # handed to the caller, who raises it
+            job.error = error
+            if network is None:
+                return
+        finally:
+            job.done.release()
+            del job
+    if network is not None:
+        network.release()

@@ -1,0 +1,77 @@
+"""Time loaded bundles in turn, so that a slow spell of the machine hits all of them."""
+
+from __future__ import annotations
+
+import statistics
+import time
+from collections.abc import Sequence
+
+import msgspec
+
+from tvmsep.bundle.load import Bundle
+from tvmsep.contracts import InputError
+
+_ROUNDS = 10
+_SETTLE_S = 0.02
+"""Idle threads of one bundle spin for a while before they sleep; the next one waits for that."""
+
+
+class BenchResult(msgspec.Struct, frozen=True, kw_only=True):
+    """Times of one bundle at one thread count, in seconds."""
+
+    name: str
+    threads: int
+    tuned_for: int
+    """Threads that the variant which ran was tuned for."""
+    runs: int
+    median_s: float
+    q1_s: float
+    q3_s: float
+    min_s: float
+    spread: float
+    """Distance of the quartiles as a share of the median."""
+    gflops: float | None
+    """GFLOP/s at the median; None where the manifest doesn't count the operations."""
+    peak_share: float | None
+    """`gflops` as a share of the threads' FMA peak; None where no peak was measured."""
+    times_s: tuple[float, ...]
+
+
+def bench(bundles: Sequence[Bundle], runs: int = 100) -> list[BenchResult]:
+    """Time each bundle `runs` times, a few at a time in turn, on the same seeded inputs.
+
+    Raises:
+        InputError: fewer than 4 runs, of which quartiles would say nothing.
+    """
+    if runs < 4:
+        raise InputError(f"runs is {runs}: quartiles need at least 4")
+    times: list[list[float]] = [[] for _ in bundles]
+    rounds = min(_ROUNDS, runs)
+    for i in range(rounds):
+        share = runs // rounds + (i < runs % rounds)
+        for bundle, mine in zip(bundles, times, strict=True):
+            if len(bundles) > 1:
+                time.sleep(_SETTLE_S)
+            mine += bundle.time(share, warmup=3)
+    return [_summary(b, t) for b, t in zip(bundles, times, strict=True)]
+
+
+def _summary(bundle: Bundle, times: list[float]) -> BenchResult:
+    q1, median, q3 = statistics.quantiles(times, n=4, method="inclusive")
+    manifest = bundle.manifest
+    gflops = manifest.flops / median / 1e9 if manifest.flops else None
+    peak = manifest.peak_gflops_per_core
+    return BenchResult(
+        name=manifest.name,
+        threads=bundle.threads,
+        tuned_for=bundle.variant.threads,
+        runs=len(times),
+        median_s=median,
+        q1_s=q1,
+        q3_s=q3,
+        min_s=min(times),
+        spread=(q3 - q1) / median,
+        gflops=gflops,
+        peak_share=gflops / (peak * bundle.threads) if gflops and peak else None,
+        times_s=tuple(times),
+    )

@@ -1,0 +1,95 @@
+"""Take a bundle apart: as a folder, as a tar of that folder, or its shared library alone."""
+
+from __future__ import annotations
+
+import io
+import os
+import shutil
+import tarfile
+import tempfile
+from pathlib import Path
+from typing import BinaryIO, Literal
+
+from tvmsep.bundle.archive import write_file
+from tvmsep.bundle.package import Package
+from tvmsep.bundle.runtime import allowed_cpus
+from tvmsep.contracts import BundleError, InputError
+
+Format = Literal["so", "tar", "dir"]
+
+
+def export(
+    path: str | os.PathLike[str],
+    out: str | os.PathLike[str],
+    format: Format,
+    *,
+    threads: int | None = None,
+) -> list[str]:
+    """Write a bundle's members where other programs find them, each checked before.
+
+    Args:
+        path: the bundle; it needn't fit this host.
+        out: what to make: a folder for `dir`, else a file.
+        format: `dir`: every member as a file. `tar`: the same in an uncompressed tar, under a
+            folder named like `out`, equal bundles giving equal tars. `so`: the library alone, a
+            Relax VM executable whose `main` takes the inputs and then the weights.
+        threads: for `so`, whose library: the variant for this count; by default the one that
+            `Bundle.load` would take.
+
+    Returns:
+        Names of the members that were written.
+
+    Raises:
+        BundleError: damaged bundle, or `out` cannot be written; nothing is left behind then.
+        InputError: `out` is a folder with something in it, the bundle has no variant for
+            `threads`, or `threads` came with a format that takes all variants.
+    """
+    out = Path(out)
+    with Package(path) as package:
+        if format == "so":
+            variant = package.pick(threads, len(allowed_cpus()))
+            if threads is not None and variant.threads != threads:
+                has = ", ".join(str(v.threads) for v in package.manifest.variants)
+                raise InputError(f"{path} has libraries for {has} threads, none for {threads}")
+            library = package.read(variant.library)
+            write_file(out, lambda file: file.write(library))
+            return [variant.library]
+        if threads is not None:
+            raise InputError(f"--format {format} holds every thread count; --threads is for so")
+        contents = {name: package.read(name) for name in package.members()}
+    if format == "dir":
+        _write_folder(out, contents)
+    else:
+        write_file(out, lambda file: _write_tar(file, out.name.removesuffix(".tar"), contents))
+    return list(contents)
+
+
+def _write_folder(out: Path, contents: dict[str, bytes]) -> None:
+    if out.is_dir() and any(out.iterdir()):
+        raise InputError(f"{out} is a folder with something in it; name one that isn't there")
+    temporary = None
+    try:
+        temporary = Path(tempfile.mkdtemp(prefix=f".{out.name}.", dir=out.parent))
+        for name, data in contents.items():
+            file = temporary / name
+            file.parent.mkdir(exist_ok=True)
+            file.write_bytes(data)
+        temporary.chmod(0o755)
+        os.replace(temporary, out)
+        temporary = None
+    except OSError as error:
+        raise BundleError(
+            f"cannot write {out}: {error.strerror or error}; "
+            "choose a place with write permission and room"
+        ) from error
+    finally:
+        if temporary is not None:
+            shutil.rmtree(temporary)
+
+
+def _write_tar(file: BinaryIO, top: str, contents: dict[str, bytes]) -> None:
+    with tarfile.open(fileobj=file, mode="w", format=tarfile.USTAR_FORMAT) as tar:
+        for name, data in contents.items():
+            entry = tarfile.TarInfo(f"{top}/{name}")
+            entry.size, entry.mode = len(data), 0o644
+            tar.addfile(entry, io.BytesIO(data))

@@ -1,0 +1,28 @@
+"""A workload and a config become one scheduled PrimFunc."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from tvmsep.contracts import Config, Target, Workload
+from tvmsep.schedules import TEMPLATES
+
+if TYPE_CHECKING:
+    from tvm import tirx
+
+
+def kernel(
+    w: Workload, t: Target, template: str, c: Config, name: str = "main"
+) -> tirx.PrimFunc:
+    """The scheduled kernel, its global symbol `name`.
+
+    Parameters are the activation, weights, bias and residual (those that the workload has), then
+    the output, all in the packed layouts that the template's `compute` documents.
+    """
+    from tvm import s_tir
+
+    tpl = TEMPLATES[template]
+    sch = s_tir.Schedule(tpl.compute(w, t, c), error_render_level="none")
+    tpl.apply(sch, w, t, c)
+    func: tirx.PrimFunc = sch.mod["main"].with_attr("global_symbol", name)
+    return func.with_attr("tirx.noalias", True)

@@ -1,0 +1,134 @@
+"""What a kernel must compute, in NumPy and float64, on the packed layouts."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+
+from tvmsep.contracts import Workload
+from tvmsep.graph.numeric import convolve, pool
+from tvmsep.schedules.conv import conv_channels
+from tvmsep.schedules.epilogue import activate_numpy
+
+Array = np.ndarray[Any, Any]
+
+
+def input_shapes(w: Workload) -> list[tuple[str, tuple[int, ...]]]:
+    """Name and shape of each kernel parameter but the output, in order."""
+    shapes: list[tuple[str, tuple[int, ...]]] = [("x", w.in_shape)]
+    match w.op:
+        case "pointwise" | "dense":
+            shapes.append(("w", (w.out_blocks, w.in_blocks * w.in_block, w.out_block)))
+        case "depthwise":
+            shapes.append(("w", (w.out_blocks, w.kh, w.kw, w.out_block)))
+        case "conv":
+            blocks, lanes = conv_channels(w)
+            shapes.append(("w", (w.out_blocks, blocks, w.kh, w.kw, lanes, w.out_block)))
+        case "eltwise" if w.kind in ("add", "mul"):
+            shapes.append(("y", w.in_shape))
+        case "eltwise" if w.kind == "scale":
+            shapes.append(("y", (w.n, w.in_blocks, 1, w.in_block)))
+    if "bias" in w.epilogue:
+        shapes.append(("bias", (w.out_blocks, w.out_block)))
+    if "add" in w.epilogue:
+        shapes.append(("residual", w.out_shape))
+    return shapes
+
+
+def example_inputs(w: Workload, seed: int) -> list[Array]:
+    """Random fp32 parameters (without the output); what belongs to padding channels is zero."""
+    rng = np.random.default_rng(seed)
+    fan_in = max(1, w.macs // max(1, w.n * w.oc * w.oh * w.ow))
+    arrays = []
+    for name, shape in input_shapes(w):
+        a = rng.standard_normal(shape, dtype=np.float32)
+        if name == "w":
+            a *= np.float32((2 / fan_in) ** 0.5)
+            if w.op in ("pointwise", "dense"):
+                a[:, w.ic :] = 0
+            elif w.op == "conv" and w.in_block and w.groups == 1 and w.ic % w.in_block:
+                a[:, -1, :, :, w.ic % w.in_block :] = 0
+        arrays.append(a)
+    return arrays
+
+
+def unblock(a: Array, channels: int) -> Array:
+    """`[n, cb, p, b]` to `[n, channels, p]`."""
+    n, cb, p, b = a.shape
+    return a.transpose(0, 1, 3, 2).reshape(n, cb * b, p)[:, :channels]
+
+
+def block(a: Array, b: int) -> Array:
+    """`[n, c, p]` to `[n, ceil(c / b), p, b]`, zero-padded."""
+    n, c, p = a.shape
+    full = np.zeros((n, -(-c // b) * b, p), a.dtype)
+    full[:, :c] = a
+    return np.ascontiguousarray(full.reshape(n, -1, b, p).transpose(0, 1, 3, 2))
+
+
+def plain_weight(packed: Array, w: Workload) -> Array:
+    """A packed weight back in `[oc, ic / groups, kh, kw]`."""
+    icg = w.ic // w.groups
+    match w.op:
+        case "pointwise" | "dense":
+            flat = packed.transpose(0, 2, 1).reshape(-1, packed.shape[1])
+            return flat[: w.oc, :icg, None, None]
+        case "depthwise":
+            flat = packed.transpose(0, 3, 1, 2).reshape(-1, w.kh, w.kw)
+            return flat[: w.oc, None]
+        case _:
+            ob, blocks, kh, kw, lanes, o = packed.shape
+            flat = packed.transpose(0, 5, 1, 4, 2, 3).reshape(ob * o, blocks * lanes, kh, kw)
+            return flat[: w.oc, :icg]
+
+
+def finish(epilogue: Sequence[str], acc: Array, bias: Array | None, residual: Array | None) -> Array:
+    """The epilogue's steps, as `tvmsep.schedules.epilogue.finish` runs them in a kernel."""
+    for step in epilogue:
+        if step == "bias" and bias is not None:
+            acc = acc + bias
+        elif step == "add" and residual is not None:
+            acc = acc + residual
+        else:
+            acc = activate_numpy(step, acc)
+    return acc
+
+
+def reference(w: Workload, inputs: Sequence[Array]) -> Array:
+    """The output in float64 for packed `inputs`, packed (or plain) as the kernel stores it."""
+    named = {n: a.astype(np.float64) for (n, _), a in zip(input_shapes(w), inputs, strict=True)}
+    plain = unblock(named["x"], w.ic) if w.in_block else named["x"]
+    x = plain.reshape(w.n, w.ic, w.ih, w.iw)
+    match w.op:
+        case "conv" | "pointwise" | "depthwise" | "dense":
+            y = convolve(x, plain_weight(named["w"], w), w)
+        case "pool":
+            y = pool(x, w)
+        case "eltwise" if "y" in named:
+            other = unblock(named["y"], w.ic)
+            other = other[..., None] if w.kind == "scale" else other.reshape(x.shape)
+            y = x + other if w.kind == "add" else x * other
+        case _:
+            y = x
+    y = y.reshape(w.n, w.oc, -1)
+    bias = named.get("bias")
+    res = named.get("residual")
+    y = finish(
+        w.epilogue,
+        y,
+        bias.reshape(-1)[: w.oc][None, :, None] if bias is not None else None,
+        unblock(res, w.oc) if res is not None else None,
+    )
+    return block(y, w.out_block) if w.out_block else y
+
+
+def relative_error(got: Array, want: Array, channels: int) -> float:
+    """Largest error over the largest value, real channels only; infinite if anything is not finite."""
+    if got.ndim == 4:
+        got, want = unblock(got, channels), unblock(want, channels)
+    if not np.isfinite(got).all():
+        return float("inf")
+    scale = float(np.abs(want).max()) or 1.0
+    return float(np.abs(got - want).max()) / scale

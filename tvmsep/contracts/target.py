@@ -1,0 +1,57 @@
+"""A target is a kind of hardware: declared data, one TOML file in `targets/`."""
+
+from __future__ import annotations
+
+import msgspec
+
+
+class Link(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """How a shared library for this target is linked."""
+
+    flavour: str = "elf"
+    """`elf` (LLD, no libc needed) or `macho`."""
+
+
+class Target(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """Facts about one kind of hardware, read from `targets/<name>.toml`.
+
+    Sizes are bytes, frequencies GHz, lanes are fp32 elements of one vector register.
+    """
+
+    name: str
+    description: str
+    triple: str
+    mcpu: str
+    mattr: tuple[str, ...] = ()
+    cores: int
+    """Cores to tune for; 0 in a TOML file means as many as the host has."""
+    lanes: int
+    vector_registers: int
+    fma_latency_cycles: int
+    fma_per_cycle: float
+    """Full-width vector fused multiply-adds a core starts each cycle."""
+    broadcast_operand: bool
+    """Whether an FMA can take a broadcast scalar from memory (AVX-512) or a lane (NEON)."""
+    half_width_is_free: bool = False
+    """Whether vectors of half the lanes run at the same FLOP rate (double-pumped units)."""
+    l1d_bytes: int
+    l2_bytes: int
+    requires: tuple[str, ...] = ()
+    """CPU feature flags, as the operating system names them, that a host must report."""
+    vendor: str = ""
+    """CPU vendor id that a host must report, where the flags alone do not tell."""
+    source: str = ""
+    """Where the facts come from."""
+    link: Link = Link()
+
+    def tvm_dict(self) -> dict[str, object]:
+        """The dictionary that `tvm.target.Target` takes."""
+        spec: dict[str, object] = {
+            "kind": "llvm",
+            "mtriple": self.triple,
+            "mcpu": self.mcpu,
+            "num-cores": self.cores,
+        }
+        if self.mattr:
+            spec["mattr"] = list(self.mattr)
+        return spec

@@ -1,0 +1,142 @@
+"""A workload is one operator with everything that changes its code: shapes, layout, epilogue."""
+
+from __future__ import annotations
+
+import hashlib
+from typing import Literal
+
+import msgspec
+
+Op = Literal["conv", "pointwise", "depthwise", "dense", "pool", "eltwise", "pack", "unpack"]
+Split = Literal["rows", "channels"]
+
+
+class Workload(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
+    """One operator, frozen and hashable.
+
+    Activations are channel-blocked: `[n, ceil(c / block), h * w, block]`, channels past `c` are
+    padding that every consumer multiplies by zero. `in_block == 0` means plain `[n, c, h * w]`.
+    Packed weights depend on the blocks alone, never on a config, so that variants share them.
+
+    `epilogue` runs on the accumulator in order: "bias", an activation of
+    `tvmsep.schedules.epilogue` ("relu6", "hard_swish", ...), "add" (a residual of the output's
+    shape and layout, one more input).
+    """
+
+    op: Op
+    n: int = 1
+    ic: int
+    ih: int = 1
+    iw: int = 1
+    oc: int
+    kh: int = 1
+    kw: int = 1
+    sh: int = 1
+    sw: int = 1
+    dh: int = 1
+    dw: int = 1
+    pads: tuple[int, int, int, int] = (0, 0, 0, 0)
+    """Top, left, bottom, right."""
+    groups: int = 1
+    in_block: int
+    out_block: int
+    epilogue: tuple[str, ...] = ()
+    kind: str = ""
+    """Pool: "max", "avg" (padding counted), "avg_valid", "global_avg"; eltwise: see its template."""
+    dtype: str = "float32"
+    in_split: Split = "rows"
+    """How the producer of the input divides it over threads: part of the layout."""
+    out_split: Split = "rows"
+
+    @property
+    def oh(self) -> int:
+        return (self.ih + self.pads[0] + self.pads[2] - (self.kh - 1) * self.dh - 1) // self.sh + 1
+
+    @property
+    def ow(self) -> int:
+        return (self.iw + self.pads[1] + self.pads[3] - (self.kw - 1) * self.dw - 1) // self.sw + 1
+
+    @property
+    def in_blocks(self) -> int:
+        return -(-self.ic // self.in_block) if self.in_block else self.ic
+
+    @property
+    def out_blocks(self) -> int:
+        return -(-self.oc // self.out_block) if self.out_block else self.oc
+
+    @property
+    def in_shape(self) -> tuple[int, ...]:
+        """Shape of the activation that comes in."""
+        p = self.ih * self.iw
+        return (self.n, self.in_blocks, p, self.in_block) if self.in_block else (self.n, self.ic, p)
+
+    @property
+    def out_shape(self) -> tuple[int, ...]:
+        """Shape of the activation that goes out."""
+        p = self.oh * self.ow
+        if self.out_block:
+            return (self.n, self.out_blocks, p, self.out_block)
+        return (self.n, self.oc, p)
+
+    @property
+    def macs(self) -> int:
+        """Multiply-accumulates of one run, padding channels left out."""
+        pixels = self.n * self.oh * self.ow
+        if self.op in ("conv", "pointwise", "depthwise"):
+            return pixels * self.oc * (self.ic // self.groups) * self.kh * self.kw
+        if self.op == "dense":
+            return self.n * self.oc * self.ic
+        return 0
+
+    @property
+    def flops(self) -> int:
+        """Floating-point operations of one run: two a multiply-accumulate."""
+        return 2 * self.macs
+
+    @property
+    def params(self) -> int:
+        """Weights and biases."""
+        if self.op not in ("conv", "pointwise", "depthwise", "dense"):
+            return 0
+        return self.oc * (self.ic // self.groups) * self.kh * self.kw + (
+            self.oc if "bias" in self.epilogue else 0
+        )
+
+    @property
+    def bytes_moved(self) -> int:
+        """Bytes that must move once: input, weights, output, and the residual if there is one."""
+        out = self.n * self.oc * self.oh * self.ow
+        res = out * self.epilogue.count("add")
+        return 4 * (self.n * self.ic * self.ih * self.iw + self.params + out + res)
+
+    @property
+    def key(self) -> str:
+        """A stable identity: equal workloads, and only they, have equal keys."""
+        return hashlib.sha256(msgspec.json.encode(self, order="sorted")).hexdigest()[:16]
+
+    @property
+    def label(self) -> str:
+        """A short name for tables: `pointwise 14x14 512>512`."""
+        kernel = f" {self.kh}x{self.kw}" if (self.kh, self.kw) != (1, 1) else ""
+        stride = f" s{self.sh}" if self.sh == self.sw else f" s{self.sh},{self.sw}"
+        step = stride if (self.sh, self.sw) != (1, 1) else ""
+        batch = f" n{self.n}" if self.n != 1 else ""
+        chans = f"{self.ic}>{self.oc}" if self.ic != self.oc else f"{self.oc}"
+        tail = "".join(f"+{e}" for e in self.epilogue if e != "bias")
+        name = f"{self.op}:{self.kind}" if self.kind else self.op
+        return f"{name}{kernel}{step}{batch} {self.ih}x{self.iw} {chans}{tail}"
+
+
+class Task(msgspec.Struct, frozen=True, kw_only=True):
+    """A workload on a target at a thread count, and how often the network runs it."""
+
+    workload: Workload
+    target: str
+    threads: int
+    template: str
+    count: int = 1
+
+    @property
+    def key(self) -> str:
+        """What a log line must match to be reused: `count` plays no part."""
+        return f"{self.workload.key}/{self.template}/{self.target}/{self.threads}"

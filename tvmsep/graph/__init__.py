@@ -1,0 +1,9 @@
+"""The network as plain data: import from Relax, normalise, plan layouts, or run as reference."""
+
+from tvmsep.graph.importer import from_relax
+from tvmsep.graph.interpret import evaluate
+from tvmsep.graph.ir import Graph, Node
+from tvmsep.graph.normalise import normalise
+from tvmsep.graph.plan import Plan, Step, make_plan
+
+__all__ = ["Graph", "Node", "Plan", "Step", "evaluate", "from_relax", "make_plan", "normalise"]

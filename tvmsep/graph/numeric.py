@@ -1,0 +1,51 @@
+"""Convolution and pooling in NumPy, in whatever precision the input has: the reference."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+
+from tvmsep.contracts import Workload
+
+Array = np.ndarray[Any, Any]
+
+
+def windows(x: Array, w: Workload, fill: float) -> Array:
+    """`[n, c, ih, iw]` to `[n, c, oh, ow, kh, kw]`, a view of the padded image."""
+    top, left, bottom, right = w.pads
+    down = max(0, (w.oh - 1) * w.sh + (w.kh - 1) * w.dh + 1 - w.ih - top)
+    across = max(0, (w.ow - 1) * w.sw + (w.kw - 1) * w.dw + 1 - w.iw - left)
+    pad = ((0, 0), (0, 0), (top, max(bottom, down)), (left, max(right, across)))
+    x = np.pad(x, pad, constant_values=fill)
+    span = ((w.kh - 1) * w.dh + 1, (w.kw - 1) * w.dw + 1)
+    view = np.lib.stride_tricks.sliding_window_view(x, span, axis=(2, 3))
+    return view[:, :, :: w.sh, :: w.sw, :: w.dh, :: w.dw][:, :, : w.oh, : w.ow]
+
+
+def convolve(x: Array, weight: Array, w: Workload) -> Array:
+    """`x [n, ic, ih, iw]`, `weight [oc, ic / groups, kh, kw]` to `[n, oc, oh, ow]`."""
+    g = w.groups
+    view = windows(x, w, 0.0)
+    n, _, oh, ow, kh, kw = view.shape
+    out = np.empty((n, w.oc, oh, ow), x.dtype)
+    if g == w.ic and w.oc == w.ic:
+        return np.einsum("nchwij,cij->nchw", view, weight[:, 0], optimize=True)
+    icg, ocg = w.ic // g, w.oc // g
+    for k in range(g):
+        cols = view[:, k * icg : (k + 1) * icg].transpose(0, 2, 3, 1, 4, 5).reshape(n * oh * ow, -1)
+        part = cols @ weight[k * ocg : (k + 1) * ocg].reshape(ocg, -1).T
+        out[:, k * ocg : (k + 1) * ocg] = part.reshape(n, oh, ow, ocg).transpose(0, 3, 1, 2)
+    return out
+
+
+def pool(x: Array, w: Workload) -> Array:
+    """`x [n, c, ih, iw]` to `[n, c, oh, ow]`."""
+    if w.kind == "global_avg":
+        return x.mean(axis=(2, 3), keepdims=True)
+    if w.kind == "max":
+        return windows(x, w, -np.inf).max(axis=(4, 5))
+    total = windows(x, w, 0.0).sum(axis=(4, 5))
+    if w.kind == "avg":
+        return total / (w.kh * w.kw)
+    return total / windows(np.ones_like(x), w, 0.0).sum(axis=(4, 5))

@@ -1,0 +1,318 @@
+"""A normalised graph becomes a plan: which kernels run, in which layouts, on which weights."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Any
+
+import msgspec
+import numpy as np
+
+from tvmsep.contracts import ModelError, Target, Task, Workload
+from tvmsep.graph.ir import Array, Graph, Node
+from tvmsep.schedules import template_for
+
+
+@dataclass(frozen=True)
+class Layout:
+    """How a value lies in memory: `block` 0 means plain, with the logical shape."""
+
+    block: int = 0
+    split: str = "rows"
+
+
+@dataclass
+class Step:
+    """One call: a kernel (`workload` set), or a Relax operator as it came (`node` set)."""
+
+    output: str
+    inputs: list[str]
+    params: list[str] = field(default_factory=list)
+    workload: Workload | None = None
+    template: str = ""
+    node: Node | None = None
+
+
+@dataclass
+class Plan:
+    """Everything `build` needs: steps in order, packed parameters, the model's boundary."""
+
+    steps: list[Step]
+    params: dict[str, Array]
+    inputs: dict[str, tuple[int, ...]]
+    outputs: list[str]
+    shapes: dict[str, tuple[int, ...]]
+    layouts: dict[str, Layout]
+    constants: dict[str, Array]
+    threads: int
+    input_dtypes: dict[str, str] = field(default_factory=dict)
+
+    def tasks(self, target: Target) -> list[Task]:
+        """The distinct workloads, heaviest MACs first, with their counts."""
+        from collections import Counter
+
+        count = Counter((s.workload, s.template) for s in self.steps if s.workload is not None)
+        tasks = [
+            Task(workload=w, target=target.name, threads=self.threads, template=t, count=n)
+            for (w, t), n in count.items()
+        ]
+        return sorted(tasks, key=lambda t: -t.count * t.workload.macs)
+
+    @property
+    def flops(self) -> int:
+        """Floating-point operations of one run."""
+        return sum(s.workload.flops for s in self.steps if s.workload is not None)
+
+
+def choose_block(channels: int, t: Target) -> int:
+    """Lanes of a channel block: the full vector, or half of it where that wastes less.
+
+    A half-width block keeps 24, 40, 72 or 120 channels free of padding; where half-width vectors
+    run at half the rate it is chosen only if padding would cost more.
+    """
+    full, half = t.lanes, max(4, t.lanes // 2)
+    rate = 1.0 if t.half_width_is_free else 0.5
+
+    def cost(block: int) -> float:
+        padded = -(-channels // block) * block
+        return padded / (1.0 if block == full else rate)
+
+    return half if cost(half) < cost(full) else full
+
+
+def choose_split(height: int, width: int, threads: int) -> str:
+    """Rows while each thread gets at least four, else channels.
+
+    Rows keep a tensor in the cache of the core that wrote it; small images have too few of them
+    to share evenly, and large weights, of which each core then reads only its part.
+    """
+    return "rows" if threads == 1 or height >= 4 * threads else "channels"
+
+
+class _Planner:
+    """Walks the graph once, choosing layouts and inserting repacking at the boundary."""
+
+    def __init__(self, graph: Graph, target: Target, threads: int) -> None:
+        self.graph, self.target, self.threads = graph, target, threads
+        self.alias: dict[str, str] = {}
+        self.plan = Plan(
+            [], {}, dict(graph.inputs), [], {}, {}, dict(graph.constants), threads,
+            dict(graph.input_dtypes),
+        )  # fmt: skip
+        for name, shape in graph.inputs.items():
+            self._define(name, shape, Layout())
+
+    def run(self) -> Plan:
+        for node in self.graph.nodes.values():
+            match node.op:
+                case "conv":
+                    self._conv(node)
+                case "pool":
+                    self._pool(node)
+                case "eltwise":
+                    self._eltwise(node)
+                case "view" if self._layout(node.inputs[0]).block:
+                    self._view(node)
+                case _:
+                    self._opaque(node)
+        self.plan.outputs = [self._plain(o) for o in self.graph.outputs]
+        return self.plan
+
+    # Values and layouts
+
+    def _define(self, name: str, shape: tuple[int, ...], layout: Layout) -> None:
+        self.plan.shapes[name], self.plan.layouts[name] = shape, layout
+
+    def _layout(self, value: str) -> Layout:
+        return self.plan.layouts.get(value, Layout())
+
+    def _image(self, value: str) -> tuple[int, int, int, int]:
+        shape = self.plan.shapes.get(value) or self.graph.shape(value)
+        if len(shape) == 2:
+            return (*shape, 1, 1)
+        return shape  # type: ignore[return-value]
+
+    def _split(self, h: int, w: int) -> Any:
+        return choose_split(h, w, self.threads)
+
+    def _kernel(
+        self, w: Workload, out: str, inputs: list[str], params: list[str], shape: tuple[int, ...]
+    ) -> None:
+        template = template_for(w, self.target)
+        if template is None:
+            raise ModelError(f"{out}: no template takes {w.label}")
+        inputs = [self.alias.get(i, i) for i in inputs]
+        self.plan.steps.append(Step(out, inputs, params, w, template.name))
+        self._define(out, shape, Layout(w.out_block, w.out_split))
+
+    def _blocked(self, value: str) -> str:
+        """The value in blocked layout, repacked if it isn't."""
+        if self._layout(value).block:
+            return value
+        name = f"{value}.blocked"
+        if name in self.plan.shapes:
+            return name
+        n, c, h, w = self._image(value)
+        work = Workload(
+            op="pack", n=n, ic=c, ih=h, iw=w, oc=c, in_block=0,
+            out_block=choose_block(c, self.target),
+            in_split=self._split(h, w), out_split=self._split(h, w),
+        )  # fmt: skip
+        self._kernel(work, name, [value], [], self.graph.shape(value))
+        return name
+
+    def _plain(self, value: str) -> str:
+        """The value with its logical shape, unpacked if it is blocked."""
+        layout = self._layout(value)
+        if not layout.block:
+            return value
+        name = f"{value}.plain"
+        if name in self.plan.shapes:
+            return name
+        n, c, h, w = self._image(value)
+        split: Any = layout.split
+        work = Workload(
+            op="unpack", n=n, ic=c, ih=h, iw=w, oc=c, in_block=layout.block, out_block=0,
+            in_split=split, out_split=split,
+        )  # fmt: skip
+        self._kernel(work, name, [value], [], self.plan.shapes[value])
+        return name
+
+    # Operators
+
+    def _conv(self, node: Node) -> None:
+        a, x = node.attrs, node.inputs[0]
+        n, ic, ih, iw = self._image(x)
+        weight: Array = a["weight"]
+        oc, _, kh, kw = weight.shape
+        groups = a["groups"]
+        sh, sw = a["strides"]
+        plain_input = not self._layout(x).block
+        direct = plain_input and ic <= 4 and groups == 1
+        if not direct:
+            x = self._blocked(x)
+        in_block = 0 if direct else self._layout(x).block
+        out_block = choose_block(oc, self.target)
+        epilogue = tuple(node.epilogue)
+        if a["bias"] is not None:
+            epilogue = ("bias", *epilogue)
+        base = Workload(
+            op="conv", n=n, ic=ic, ih=ih, iw=iw, oc=oc, kh=kh, kw=kw, sh=sh, sw=sw,
+            dh=a["dilation"][0], dw=a["dilation"][1], pads=a["pads"], groups=groups,
+            in_block=in_block, out_block=out_block, epilogue=epilogue,
+        )  # fmt: skip
+        in_split: Any = self._layout(x).split if self.threads > 1 else "rows"
+        base = msgspec.structs.replace(
+            base, in_split=in_split, out_split=self._split(base.oh, base.ow)
+        )
+        w, weight = specialise(base, weight)
+        params = [self._param(f"{node.name}.weight", pack_weight(weight, w))]
+        if a["bias"] is not None:
+            params.append(self._param(f"{node.name}.bias", pack_bias(a["bias"], w)))
+        inputs = [x]
+        if "add" in epilogue:
+            inputs.append(self._blocked(node.inputs[1]))
+        self._kernel(w, node.name, inputs, params, node.shape)
+
+    def _pool(self, node: Node) -> None:
+        x = self._blocked(node.inputs[0])
+        layout = self._layout(x)
+        w: Workload = node.attrs["workload"]
+        in_split: Any = layout.split
+        w = msgspec.structs.replace(
+            w, in_block=layout.block, out_block=layout.block, epilogue=tuple(node.epilogue),
+            in_split=in_split, out_split=self._split(w.oh, w.ow),
+        )  # fmt: skip
+        self._kernel(w, node.name, [x], [], node.shape)
+
+    def _eltwise(self, node: Node) -> None:
+        inputs = [self._blocked(i) for i in node.inputs]
+        n, c, h, w = self._image(node.inputs[0])
+        layout = self._layout(inputs[0])
+        split: Any = layout.split
+        work = Workload(
+            op="eltwise", kind=node.attrs["kind"], n=n, ic=c, ih=h, iw=w, oc=c,
+            in_block=layout.block, out_block=layout.block, epilogue=tuple(node.epilogue),
+            in_split=split, out_split=split,
+        )  # fmt: skip
+        self._kernel(work, node.name, inputs, [], node.shape)
+
+    def _view(self, node: Node) -> None:
+        """The same memory under another logical shape."""
+        source = node.inputs[0]
+        self.alias[node.name] = self.alias.get(source, source)
+        self._define(node.name, node.shape, self._layout(source))
+
+    def _opaque(self, node: Node) -> None:
+        inputs = [i if i in self.graph.constants else self._plain(i) for i in node.inputs]
+        self.plan.steps.append(Step(node.name, inputs, node=node))
+        self._define(node.name, node.shape, Layout())
+
+    def _param(self, name: str, array: Array) -> str:
+        self.plan.params[name] = array
+        return name
+
+
+def specialise(w: Workload, weight: Array) -> tuple[Workload, Array]:
+    """The cheapest operator that computes this convolution, and its weight (`oc, ic / g, kh, kw`)."""
+    replace = msgspec.structs.replace
+    if w.groups == 1 and (w.kh, w.kw) == (1, 1) and not any(w.pads) and w.in_block:
+        if w.ih * w.iw == 1:
+            return replace(w, op="dense", sh=1, sw=1, dh=1, dw=1), weight
+        return replace(w, op="pointwise", dh=1, dw=1), weight
+    if w.groups > 1 and w.groups == w.ic and w.oc % w.ic == 0:
+        return replace(w, op="depthwise"), weight
+    if w.groups > 1:
+        return _merge_groups(w, weight)
+    return w, weight
+
+
+def _merge_groups(w: Workload, weight: Array) -> tuple[Workload, Array]:
+    """Fewer, larger groups that fill whole channel blocks, with zeros between the old ones."""
+
+    def whole(g: int) -> bool:
+        in_ok = not w.in_block or (w.ic // g) % w.in_block == 0
+        return in_ok and (w.oc // g) % w.out_block == 0
+
+    g = next((d for d in range(w.groups, 0, -1) if w.groups % d == 0 and whole(d)), 1)
+    merged = w.groups // g
+    icg, ocg = w.ic // w.groups, w.oc // w.groups
+    full = np.zeros((w.oc, icg * merged, w.kh, w.kw), weight.dtype)
+    for o in range(w.oc):
+        k = (o // ocg) % merged
+        full[o, k * icg : (k + 1) * icg] = weight[o]
+    return msgspec.structs.replace(w, groups=g), full
+
+
+def pack_bias(bias: Array, w: Workload) -> Array:
+    """`[oc]` to `[ob, o]`, fp32."""
+    full = np.zeros(w.out_blocks * w.out_block, np.float32)
+    full[: w.oc] = bias
+    return full.reshape(w.out_blocks, w.out_block)
+
+
+def pack_weight(weight: Array, w: Workload) -> Array:
+    """`[oc, ic / groups, kh, kw]` to the layout that the workload's template documents, fp32."""
+    ob, o = w.out_blocks, w.out_block
+    oc, icg, kh, kw = weight.shape
+    if w.op == "depthwise":
+        full = np.zeros((ob * o, kh, kw), np.float32)
+        full[:oc] = weight[:, 0]
+        return np.ascontiguousarray(full.reshape(ob, o, kh, kw).transpose(0, 2, 3, 1))
+    lanes = w.in_block or icg
+    blocks = -(-icg // lanes)
+    padded = np.zeros((ob * o, blocks * lanes, kh, kw), np.float32)
+    padded[:oc, :icg] = weight
+    if w.op in ("pointwise", "dense"):
+        return np.ascontiguousarray(padded.reshape(ob, o, -1).transpose(0, 2, 1))
+    split = padded.reshape(ob, o, blocks, lanes, kh, kw)
+    return np.ascontiguousarray(split.transpose(0, 2, 4, 5, 3, 1))
+
+
+def make_plan(graph: Graph, target: Target, threads: int) -> Plan:
+    """Plan a normalised graph for a target at a thread count.
+
+    Raises:
+        ModelError: an operator that neither a template nor Relax can compute.
+    """
+    return _Planner(graph, target, threads).run()

@@ -1,0 +1,15 @@
+"""Building candidates in warm workers and measuring them on a board, over TVM's RPC.
+
+`Farm` is the way in; see its docstring. Its parts:
+
+- `worker`: processes that run functions under a time limit and can be killed;
+- `builder`, `harness`: from a config to a shared library that times its own kernel;
+- `server`: the RPC server that survives its candidates;
+- `session`: the board's end, run in a worker;
+- `lock`: nothing overlaps a timing on a host.
+"""
+
+from tvmsep.measure.farm import Farm
+from tvmsep.measure.results import Board, Built, Failed, Measured
+
+__all__ = ["Board", "Built", "Failed", "Farm", "Measured"]

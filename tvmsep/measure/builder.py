@@ -1,0 +1,102 @@
+"""From a config to a shared library that a board can load and time.
+
+The path is the shortest that TVM 0.27 offers: schedule, TVM's stock s_tir lowering, LLVM to an
+object file, LLD. The harness is compiled once per task, kept beside the candidates and linked with
+each of them, so that it costs a candidate nothing but a few kilobytes.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import tempfile
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from tvmsep.contracts import Config, Target, Task
+from tvmsep.measure import harness
+from tvmsep.measure.results import Built
+
+if TYPE_CHECKING:
+    from tvm import IRModule, tirx
+
+
+def warm() -> None:
+    """Import what a build needs, and lower one trivial kernel so that lazy parts are loaded."""
+    import tvm
+    from tvm import te
+
+    import tvmsep.codegen  # noqa: F401 - imported for its cost
+
+    x = te.placeholder((16,), name="x")
+    y = te.compute((16,), lambda i: x[i] + x[i], name="y")
+    tvm.tirx.build(te.create_prim_func([x, y]), tvm.target.Target("llvm"))
+
+
+def _object(mod: IRModule | tirx.PrimFunc, target: Target, out: Path) -> None:
+    """Compile to an object file that appears complete or not at all."""
+    import tvm
+
+    lib = tvm.tirx.build(mod, tvm.target.Target(target.tvm_dict()))
+    handle, name = tempfile.mkstemp(dir=out.parent, suffix=".o")
+    os.close(handle)
+    lib.write_to_file(name, "o")
+    os.replace(name, out)
+
+
+def _harness(params: harness.Params, task: Task, target: Target, outdir: Path) -> Path:
+    """The object file of the task's harness, compiled at first use."""
+    text = harness.source(params, task.workload, target, task.threads)
+    key = hashlib.sha256(f"{text}\n{sorted(target.tvm_dict().items())}".encode()).hexdigest()[:16]
+    out = outdir / f"harness-{key}.o"
+    if not out.exists():
+        import tvm
+
+        _object(tvm.script.from_source(text), target, out)
+    return out
+
+
+def link_candidate(func: tirx.PrimFunc, task: Task, target: Target, outdir: Path) -> Built:
+    """Compile a scheduled kernel and link it with its task's harness.
+
+    Args:
+        func: parameters as `tvmsep.codegen.kernel` orders them; it is renamed.
+        task: whose workload and thread count the harness follows.
+        target: what to compile for.
+        outdir: an existing folder; equal programs share one file in it.
+
+    Raises:
+        LinkError: with the linker's words. TVM's own errors pass through.
+    """
+    from tvmsep.codegen import link_shared
+
+    func = func.with_attr("global_symbol", harness.KERNEL)
+    timer = _harness(harness.params_of(func), task, target, outdir)
+    handle, name = tempfile.mkstemp(dir=outdir, suffix=".o")
+    os.close(handle)
+    obj = Path(name)
+    try:
+        _object(func, target, obj)
+        program = hashlib.sha256(obj.read_bytes()).hexdigest()[:16]
+        so = outdir / f"{program}-{timer.stem.removeprefix('harness-')}.so"
+        if not so.exists():
+            linked = obj.with_suffix(".so")
+            link_shared([obj, timer], linked, target)
+            os.replace(linked, so)
+    finally:
+        obj.unlink(missing_ok=True)
+    return Built(so=so, program=program)
+
+
+def build_candidate(task: Task, target: Target, config: Config, outdir: Path) -> Built:
+    """Build one config of a task; runs inside a warm worker.
+
+    Raises:
+        KeyError: the task names a template that is not in the registry.
+        LinkError: the linker is missing or refuses. TVM's own errors pass through.
+    """
+    from tvmsep.codegen import kernel
+
+    template = task.template.partition("@")[0]
+    func = kernel(task.workload, target, template, config, name=harness.KERNEL)
+    return link_candidate(func, task, target, outdir)

@@ -1,0 +1,242 @@
+"""The farm: builders on this host and one board, behind two calls."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import replace
+from types import TracebackType
+from typing import Self
+
+from tvmsep.contracts import BoardError, Config, Failure, Target, Task
+from tvmsep.measure import builder, session
+from tvmsep.measure.local import LOCAL_KEY, LocalServer
+from tvmsep.measure.lock import HostLock, Scratch
+from tvmsep.measure.results import Board, Built, Failed, Measured
+from tvmsep.measure.worker import (
+    Pool,
+    Worker,
+    WorkerDied,
+    WorkerError,
+    WorkerTimeout,
+)
+from tvmsep.targets import host_cores
+
+PREPARE_TIMEOUT_S = 120.0
+"""For uploading a task's tensors and computing its reference, once a task."""
+REMOTE_SESSION_S = 300.0
+"""Asked of servers that are not ours: they would let a hung session block the board for ever."""
+LOST_GIVE_UP = 2
+"""Candidates in a row that found no board before the rest of a batch is given up."""
+
+
+class Farm:
+    """Builds candidates on this host and measures them on one board.
+
+    Without `board` and `tracker` the board is this host: a server of our own on loopback.
+
+    Args:
+        target: what all candidates are compiled for.
+        builders: worker processes that compile; None for one a core.
+        board: a running RPC server, reached at its host and port under its key.
+        tracker: host and port of a TVM RPC tracker that lends boards under `key`.
+        key: the tracker's key for the board.
+        build_timeout_s: limit on one build.
+        run_timeout_s: limit on checking and timing one candidate.
+        connect_timeout_s: limit on getting a session; None for 10 s, and for boards that are not
+            ours longer than a hung session may last there.
+        lock_timeout_s: how long to wait for another tvmsep that measures on this host.
+        seed: of the random inputs on which candidates run.
+
+    Raises:
+        BoardError: the local server does not start, or both `board` and `tracker` are given.
+    """
+
+    def __init__(
+        self,
+        target: Target,
+        *,
+        builders: int | None = None,
+        board: Board | None = None,
+        tracker: tuple[str, int] | None = None,
+        key: str = "",
+        build_timeout_s: float = 30.0,
+        run_timeout_s: float = 10.0,
+        connect_timeout_s: float | None = None,
+        lock_timeout_s: float = 600.0,
+        seed: int = 0,
+    ) -> None:
+        if board is not None and tracker is not None:
+            raise BoardError("give a board or a tracker, not both: a tracker lends its own boards")
+        if tracker is not None and not key:
+            raise BoardError("a tracker needs the board's key; its server was started with --key")
+        self.target = target
+        self._build_timeout_s, self._run_timeout_s = build_timeout_s, run_timeout_s
+        self._seed = seed
+        self._server: LocalServer | None = None
+        self._runner: Worker | None = None
+        self._pool: Pool | None = None
+        self._connected = False
+        self._lock = HostLock(lock_timeout_s)
+        self._scratch = Scratch("tvmsep-build-")
+        try:
+            # Workers import TVM while the server starts: nothing waits for them here.
+            self._pool = Pool(builders or host_cores(), builder.warm)
+            self._runner = self._start_runner()
+            if board is None and tracker is None:
+                self._server = LocalServer(max(target.cores, host_cores()))
+                self._server.start()
+                board = Board("local", "127.0.0.1", self._server.port, LOCAL_KEY, "", True)
+            elif tracker is not None:
+                board = Board(key, *tracker, key, "", False)
+            assert board is not None
+            self.board = board
+            ours = self._server is not None
+            session_s = 0.0 if ours else REMOTE_SESSION_S
+            self._connect_timeout_s = connect_timeout_s or (10.0 if ours else session_s + 15.0)
+            self._address = session.Address(
+                board.host, board.port, board.key, tracker is not None, session_s
+            )
+        except BaseException:
+            self.close()
+            raise
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        self.close()
+
+    def close(self) -> None:
+        """End every process and remove every file. Safe to call again."""
+        if self._pool is not None:
+            self._pool.close()
+        if self._runner is not None:
+            self._runner.kill()
+        if self._server is not None:
+            self._server.stop()
+        self._lock.close()
+        self._scratch.close()
+
+    # Building
+
+    def build(self, jobs: Sequence[tuple[Task, Config]]) -> list[Built | Failed]:
+        """Compile candidates in parallel; answers in the order of `jobs`.
+
+        A crash or an error is a `compile_error`, a build over the limit a `build_timeout`.
+
+        Raises:
+            TvmsepError: something that no candidate is to blame for: no linker, the host's
+                lock was never free.
+        """
+        assert self._pool is not None
+        calls = [(task, self.target, config, self._scratch.path) for task, config in jobs]
+        with self._lock.hold(exclusive=False):
+            answers = self._pool.map(builder.build_candidate, calls, self._build_timeout_s)
+        return [self._built(answer) for answer in answers]
+
+    @staticmethod
+    def _built(answer: object) -> Built | Failed:
+        if isinstance(answer, Built):
+            return answer
+        failure: Failure = "build_timeout" if isinstance(answer, WorkerTimeout) else "compile_error"
+        return Failed(failure, str(answer))
+
+    # Measuring
+
+    def run(
+        self, built: Sequence[tuple[Task, Config, Built]], *, repeats: int | None = None
+    ) -> Iterator[Measured | Failed]:
+        """Check and time candidates one after the other, in the order of `built`.
+
+        Args:
+            built: candidates as `build` returned them.
+            repeats: how often to time each; None for as many as make a trial of some 30 ms.
+
+        Raises:
+            BoardError: the board cannot run as asked, or the host's lock was never free.
+        """
+        lost = 0
+        for task, _, candidate in built:
+            if lost >= LOST_GIVE_UP:
+                yield Failed("board_lost", f"board {self.board.name} has not come back")
+                continue
+            if self.board.local:
+                with self._lock.hold(exclusive=True):
+                    outcome = self._run_one(task, candidate, repeats)
+            else:
+                outcome = self._run_one(task, candidate, repeats)
+            gone = isinstance(outcome, Failed) and outcome.failure == "board_lost"
+            lost = lost + 1 if gone else 0
+            yield outcome
+
+    def _run_one(self, task: Task, candidate: Built, repeats: int | None) -> Measured | Failed:
+        why = self._connect()
+        if why:
+            return Failed("board_lost", why)
+        assert self._runner is not None
+        try:
+            self._runner.call(session.prepare, task, self.target, limit_s=PREPARE_TIMEOUT_S)
+            outcome = self._runner.call(
+                session.measure, task, candidate, repeats, limit_s=self._run_timeout_s
+            )
+            assert isinstance(outcome, Measured | Failed)
+            return outcome
+        except WorkerTimeout as exc:
+            self._connected = False
+            return Failed("timeout", str(exc))
+        except (WorkerDied, WorkerError) as exc:
+            # The candidate or the board: only a board that answers clears itself.
+            self._connected = False
+            why = self._connect()
+            if why:
+                return Failed("board_lost", f"{why}; before that: {exc}")
+            words = self._server.last_words() if self._server is not None else ""
+            return Failed("runtime_error", words or str(exc))
+
+    def connect(self) -> Board:
+        """Open a session now, so that a wrong address shows before anything is built.
+
+        Raises:
+            BoardError: there is no session to be had.
+        """
+        why = self._connect()
+        if why:
+            raise BoardError(
+                f"board {self.board.name} at {self.board.host}:{self.board.port} does not answer: "
+                f"{why}; check that its RPC server runs and the key is right"
+            )
+        return self.board
+
+    def _connect(self) -> str:
+        """See that the runner holds a fresh session; why not, or ""."""
+        try:
+            if self._runner is None or not self._runner.alive:
+                if self._runner is not None:
+                    self._runner.kill()
+                self._connected = False
+                self._runner = self._start_runner()
+            if self._connected:
+                if not self._runner.call(session.stale, limit_s=self._run_timeout_s):
+                    return ""
+                self._connected = False
+            if self._server is not None and not self._server.alive:
+                self._server.start()
+                self._address = replace(self._address, port=self._server.port)
+                self.board = replace(self.board, port=self._server.port)
+            cpu = self._runner.call(
+                session.connect, self._address, self._seed, limit_s=self._connect_timeout_s
+            )
+        except (BoardError, WorkerDied, WorkerTimeout, WorkerError) as exc:
+            return str(exc)
+        self._connected = True
+        if cpu and cpu != self.board.cpu:
+            self.board = replace(self.board, cpu=cpu)
+        return ""
+
+    def _start_runner(self) -> Worker:
+        return Worker(session.warm, {"TVM_USE_RUNTIME_LIB": "1"})

@@ -1,0 +1,252 @@
+"""The board's end of measuring: one RPC session, run inside a worker that can be killed.
+
+An RPC call has no time limit of its own and can block for ever (a candidate that loops, a board
+that lost power, a tracker with nothing to lend), so everything here happens in a worker process
+and the owner holds the clock. The session outlives many candidates; the tensors of a task are
+created once and stay on the board.
+"""
+
+from __future__ import annotations
+
+import itertools
+import time
+from collections import OrderedDict
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from tvmsep.codegen import example_inputs, reference, relative_error
+from tvmsep.codegen.reference import Array, unblock
+from tvmsep.contracts import BoardError, Target, Task
+from tvmsep.measure import harness
+from tvmsep.measure.results import Built, Failed, Measured, shorten
+
+TOLERANCE = 1e-4
+"""Largest accepted error, relative to the largest magnitude of the reference."""
+TRIAL_S = 0.03
+"""Time one trial should spend in repeats, sweeps and producers included."""
+MIN_REPEATS = 8
+SLOW_TRIAL_S = 1.0
+"""A candidate so slow that `MIN_REPEATS` take longer gets fewer, but at least `SLOW_REPEATS`."""
+SLOW_REPEATS = 3
+WARM_REPEATS = 2
+BOARD_BYTES = 256 << 20
+"""Tensors kept on the board; the tasks that were used longest ago make room."""
+
+
+@dataclass(frozen=True)
+class Address:
+    """Where a session comes from: a server, or a tracker that lends one of its boards."""
+
+    host: str
+    port: int
+    key: str
+    tracker: bool
+    session_timeout_s: float
+    """Told to the server, which ends the session then; 0 for no limit."""
+
+
+@dataclass
+class _OnBoard:
+    """One task's tensors on the board, and what its output must be."""
+
+    source: Any
+    params: list[Any]
+    sweep: Any
+    sums: Any
+    stamps: Any
+    want: Array
+    nbytes: int
+
+
+class Session:
+    """An open RPC session to one board.
+
+    Args:
+        address: where to connect.
+        seed: of the random inputs.
+    """
+
+    def __init__(self, address: Address, seed: int) -> None:
+        from tvm import rpc
+
+        limit = address.session_timeout_s
+        try:
+            if address.tracker:
+                tracker = rpc.connect_tracker(address.host, address.port)
+                self._remote = tracker.request(address.key, session_timeout=limit, max_retry=1)
+                tracker.close()
+            else:
+                self._remote = rpc.connect(
+                    address.host, address.port, address.key, session_timeout=limit
+                )
+        except (RuntimeError, OSError) as exc:
+            raise BoardError(
+                f"no session from {address.host}:{address.port} (key {address.key}): "
+                f"{shorten(str(exc), 200)}"
+            ) from exc
+        self._renew_at = time.monotonic() + limit / 2 if limit else float("inf")
+        self._cpu = self._remote.cpu(0)
+        self._threads = 0
+        self._seed = seed
+        self._tasks: OrderedDict[str, _OnBoard] = OrderedDict()
+        self._names = itertools.count()
+
+    @property
+    def stale(self) -> bool:
+        """Whether so much of the session's time is spent that a new one should be opened."""
+        return time.monotonic() > self._renew_at
+
+    def cpu_model(self) -> str:
+        """The CPU's name, "" where the board's server cannot say."""
+        try:
+            return str(self._remote.get_function("tvmsep.cpu")())
+        except (AttributeError, RuntimeError):  # a stock server has no such function
+            return ""
+
+    def _set_threads(self, threads: int) -> None:
+        if threads == self._threads:
+            return
+        self._remote.get_function("runtime.config_threadpool")(1, threads)
+        have = int(self._remote.get_function("runtime.NumThreads")())
+        if have != threads:
+            raise BoardError(
+                f"the board runs {have} threads where {threads} were asked for: "
+                f"start its RPC server with TVM_NUM_THREADS={threads} or more"
+            )
+        self._threads = threads
+
+    def _tensor(self, shape: tuple[int, ...], dtype: str, fill: Array | None = None) -> Any:
+        from tvm import runtime
+
+        tensor = runtime.empty(shape, dtype, self._cpu)
+        return tensor if fill is None else tensor.copyfrom(fill)
+
+    def prepare(self, task: Task, target: Target) -> None:
+        """Put a task's tensors on the board and work out its reference, unless that is done.
+
+        Raises:
+            BoardError: the board cannot run the task's number of threads.
+        """
+        self._set_threads(task.threads)
+        if task.key in self._tasks:
+            self._tasks.move_to_end(task.key)
+            return
+        w = task.workload
+        inputs = example_inputs(w, self._seed)
+        want = reference(w, inputs)
+        sweep = harness.sweep_shape(target, task.threads)
+        nbytes = sum(a.nbytes for a in inputs) + inputs[0].nbytes + 4 * want.size
+        nbytes += 4 * int(np.prod(sweep))
+        while self._tasks and sum(t.nbytes for t in self._tasks.values()) + nbytes > BOARD_BYTES:
+            self._tasks.popitem(last=False)
+        made = [self._tensor(a.shape, str(a.dtype), a) for a in inputs]
+        out = self._tensor(want.shape, w.dtype)
+        self._tasks[task.key] = _OnBoard(
+            source=self._tensor(inputs[0].shape, str(inputs[0].dtype), inputs[0]),
+            params=[*made, out],
+            sweep=self._tensor(sweep, "float32", np.zeros(sweep, np.float32)),
+            sums=self._tensor((sweep[0], harness.LINE), "float32", np.zeros((sweep[0], 16), "f4")),
+            stamps=self._tensor((harness.MAX_REPEATS, 4), harness.stamps_dtype(target)),
+            want=want,
+            nbytes=nbytes,
+        )
+
+    def measure(self, task: Task, built: Built, repeats: int | None) -> Measured | Failed:
+        """Load a candidate, check its output, time it. `prepare` comes first.
+
+        Args:
+            task: what the candidate computes.
+            built: the candidate.
+            repeats: how many; None chooses as many as fit `TRIAL_S`.
+        """
+        on = self._tasks[task.key]
+        name = f"c{next(self._names)}.so"
+        self._remote.upload(str(built.so), name)
+        module = self._remote.load_module(name)
+        self._remote.remove(name)
+        module[harness.POISON](on.params[-1])
+        module[harness.KERNEL](*on.params)
+        got = on.params[-1].numpy()
+        error = relative_error(got, on.want, task.workload.oc)
+        if not error <= TOLERANCE:
+            return Failed("wrong_output", _difference(got, on.want, error, task.workload.oc))
+        timer = module[harness.TIMER]
+
+        def run(count: int) -> Array:
+            timer(on.source, *on.params, on.sweep, on.sums, on.stamps, count)
+            words = on.stamps.numpy()[:count].astype(np.int64)
+            ns: Array = words[:, ::2] * 1_000_000_000 + words[:, 1::2]
+            return ns  # [count, (before, after)]
+
+        first = run(WARM_REPEATS)
+        count = repeats or _repeats(int(first[-1, 1] - first[0, 1]) * 1e-9 / (WARM_REPEATS - 1))
+        stamps = run(min(count, harness.MAX_REPEATS))
+        return Measured(tuple(float(ns) * 1e-9 for ns in stamps[:, 1] - stamps[:, 0]), error)
+
+
+def _repeats(each_s: float) -> int:
+    """How many repeats of `each_s` seconds make a trial."""
+    if each_s * MIN_REPEATS > SLOW_TRIAL_S:
+        return max(SLOW_REPEATS, int(SLOW_TRIAL_S / each_s))
+    return max(MIN_REPEATS, min(harness.MAX_REPEATS, int(TRIAL_S / max(each_s, 1e-9))))
+
+
+def _difference(got: Array, want: Array, error: float, channels: int) -> str:
+    """Where (image, channel, pixel) and by how much an output is wrong."""
+    if got.ndim == 4:
+        got, want = unblock(got, channels), unblock(want, channels)
+    bad = ~np.isfinite(got)
+    if np.isinf(error):
+        at = np.unravel_index(int(bad.argmax()), got.shape)
+        return (
+            f"{int(bad.sum())} of {got.size} output elements are NaN or infinite, "
+            f"or were never written; the first at {[int(i) for i in at]}"
+        )
+    gap = np.abs(got - want)
+    at = np.unravel_index(int(np.where(bad, 0, gap).argmax()), got.shape)
+    where = [int(i) for i in at]
+    return (
+        f"relative error {error:.2g} (limit {TOLERANCE:g}); "
+        f"at {where}: {got[at]:.6g} instead of {want[at]:.6g}"
+    )
+
+
+# What follows runs in the worker, which holds one session at a time.
+
+_open: Session | None = None
+
+
+def warm() -> None:
+    """Import TVM's runtime and its RPC client."""
+    import tvm.rpc  # noqa: F401
+
+
+def connect(address: Address, seed: int) -> str:
+    """Open the worker's session, closing any it had; answers the board's CPU model.
+
+    Raises:
+        BoardError: the board or tracker refuses or cannot be reached.
+    """
+    global _open
+    _open = None
+    _open = Session(address, seed)
+    return _open.cpu_model()
+
+
+def stale() -> bool:
+    """Whether the worker's session should be renewed."""
+    return _open is None or _open.stale
+
+
+def prepare(task: Task, target: Target) -> None:
+    """`Session.prepare` on the worker's session."""
+    assert _open is not None
+    _open.prepare(task, target)
+
+
+def measure(task: Task, built: Built, repeats: int | None) -> Measured | Failed:
+    """`Session.measure` on the worker's session."""
+    assert _open is not None
+    return _open.measure(task, built, repeats)

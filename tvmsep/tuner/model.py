@@ -1,0 +1,89 @@
+"""The cost model: gradient-boosted trees that rank configs, shared by all tasks of a template.
+
+The target is `log(best time of the task / time)`, which makes tasks comparable; what is learnt on
+one layer ranks the untried configs of another (the idea of AutoTVM, Chen et al., NeurIPS 2018).
+"""
+
+from __future__ import annotations
+
+import math
+from collections import defaultdict
+from collections.abc import Iterable, Sequence
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from tvmsep.contracts import Config, Task, Trial, Workload
+
+if TYPE_CHECKING:
+    import xgboost
+
+_FAILED = -3.0
+_MIN_ROWS = 12
+_ROUNDS = 60
+
+
+def _log2(x: float) -> float:
+    return math.log2(max(x, 1))
+
+
+def features(w: Workload, threads: int, c: Config) -> list[float]:
+    """Numbers that describe one config of one workload, comparable within a template."""
+    ints = [_log2(v) for v in c.values() if isinstance(v, int)]
+    words = [float(sum(map(ord, v)) % 97) for v in c.values() if isinstance(v, str)]
+    pairs = [a + b for i, a in enumerate(ints) for b in ints[i + 1 :]]
+    pixels = w.oh * w.ow
+    shape = [w.n, w.ic, w.oc, w.oh, w.ow, pixels, w.kh * w.kw, w.in_block, w.out_block]
+    shares = [math.log2(pixels) - x for x in ints]
+    layout = [w.sh, w.in_split == "rows", w.out_split == "rows", len(w.epilogue), threads]
+    return [*ints, *words, *pairs, *shares, *map(_log2, shape), *map(float, layout)]
+
+
+class CostModel:
+    """Ranks configs of tasks of one template; knows nothing until it has seen a few trials."""
+
+    def __init__(self, seed: int) -> None:
+        self._seed = seed
+        self._booster: xgboost.Booster | None = None
+        self._rows = 0
+
+    @property
+    def trained(self) -> bool:
+        return self._booster is not None
+
+    def fit(self, trials: Iterable[Trial]) -> None:
+        """Learn from all trials of the template, failures included."""
+        by_task: dict[str, list[Trial]] = defaultdict(list)
+        for trial in trials:
+            by_task[trial.task_key].append(trial)
+        rows: list[list[float]] = []
+        target: list[float] = []
+        for group in by_task.values():
+            best = min(t.median_s for t in group)
+            for t in group:
+                failed = t.failure is not None or not math.isfinite(best)
+                rows.append(features(t.workload, t.threads, t.as_config()))
+                target.append(_FAILED if failed else math.log(best / t.median_s))
+        if len(rows) < _MIN_ROWS or len(rows) == self._rows:
+            return
+        import xgboost
+
+        params: dict[str, Any] = {
+            "max_depth": 6, "eta": 0.2, "min_child_weight": 1, "subsample": 0.9,
+            "objective": "reg:squarederror", "nthread": 1, "seed": self._seed, "verbosity": 0,
+        }  # fmt: skip
+        data = xgboost.DMatrix(np.asarray(rows, np.float32), np.asarray(target, np.float32))
+        self._booster = xgboost.train(params, data, num_boost_round=_ROUNDS)
+        self._rows = len(rows)
+
+    def predict(self, task: Task, configs: Sequence[Config]) -> np.ndarray[Any, Any]:
+        """Predicted `log(best / time)` of each config: larger is better."""
+        if self._booster is None:
+            raise RuntimeError("fit the model before asking it")
+        import xgboost
+
+        rows = [features(task.workload, task.threads, c) for c in configs]
+        scores: np.ndarray[Any, Any] = self._booster.predict(
+            xgboost.DMatrix(np.asarray(rows, np.float32))
+        )
+        return scores
