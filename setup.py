@@ -15,5 +15,8 @@ for room in ("schedules", "targets"):
     folders[f"tvmsep.{room}"] = room
     packages.append(f"tvmsep.{room}")
     packages += [f"tvmsep.{room}.{sub}" for sub in find_packages(str(ROOT / room))]
+# Measured logs travel with the package; the folder holds data only.
+packages.append("tvmsep.shipped")
+folders["tvmsep.shipped"] = "logs"
 
 setup(packages=packages, package_dir=folders)

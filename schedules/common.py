@@ -28,7 +28,24 @@ def accumulator_limit(t: Target, tile_oc: int) -> int:
     return t.vector_registers - spare
 
 
-def epilogue_inputs(w: Workload, *, plain: bool = False) -> tuple[te.Tensor | None, te.Tensor | None]:
+def tile_cost(t: Target, block: int, tile_p: int, tile_oc: int) -> float:
+    """Predicted cycles per FMA, relative to the peak, of a register tile of a matrix product.
+
+    Two limits, and a margin: FMA latency wants `latency * rate` accumulators; each pixel's scalar
+    and each weight vector is a load, of which a core does two a cycle (of its native width); and
+    LLVM, which loads broadcasts early, spills well before the registers are all accumulators.
+    """
+    acc = tile_p * tile_oc
+    rate = t.fma_per_cycle * (2 if block < t.lanes and t.half_width_is_free else 1)
+    stall = max(1.0, t.fma_latency_cycles * rate / acc)
+    scalars = acc if t.broadcast_operand and tile_oc == 1 else tile_p
+    loads = max(1.0, (tile_oc + scalars) / acc * rate / 2)
+    roomy = 14 if t.vector_registers >= 32 else 12
+    spill = 1.0 + max(0, acc - roomy) * 0.1
+    return stall * loads * spill * (1 + 0.3 / acc)
+
+
+def epilogue_inputs(w: Workload) -> tuple[te.Tensor | None, te.Tensor | None]:
     """Placeholders for bias and residual, where the epilogue has them."""
     from tvm import te
 

@@ -28,6 +28,7 @@ from tvmsep.schedules.common import (
     finish_tile,
     prim_func,
     register_tile,
+    tile_cost,
 )
 from tvmsep.schedules.depthwise import padded_read
 from tvmsep.schedules.epilogue import finish
@@ -138,7 +139,7 @@ class Conv:
             for b in divisors(per_group, 4)
             if a * b <= accumulator_limit(t, b)
         ]
-        tile_w, tile_oc = max(pairs, key=lambda p: (min(p[0] * p[1], 14), p[1] <= 2, -p[0]))
+        tile_w, tile_oc = min(pairs, key=lambda p: (tile_cost(t, w.out_block, *p), p[0]))
         rows = [r for r in divisors(w.oh) if r <= 32 or r == w.oh]
         chunk_bytes = 4 * w.ic * w.iw * w.ih
 

@@ -2,26 +2,30 @@
 
 from __future__ import annotations
 
+import json
 import os
 import signal
+import socket
 import statistics
+import struct
 import subprocess
 import sys
 import textwrap
 import threading
 import time
 from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
-from tvmsep.schedules import TEMPLATES
-from tvmsep.targets import load_target
 
 from tvmsep.codegen import kernel
 from tvmsep.contracts import BoardError, Config, Target, Task, Workload
 from tvmsep.measure import Board, Built, Failed, Farm, Measured, builder, harness, worker
 from tvmsep.measure.local import LOCAL_KEY, LocalServer
 from tvmsep.measure.lock import HostLock, Scratch
+from tvmsep.schedules import TEMPLATES
+from tvmsep.targets import load_target
 
 RUN_TIMEOUT_S = 1.5
 W = Workload(
@@ -73,6 +77,12 @@ def run(farm: Farm, task: Task, built: Built) -> Measured | Failed:
     return outcome
 
 
+def in_thread(fn: Callable[[], object]) -> None:
+    """Run what calls a kernel here: TVM pins the calling thread for good."""
+    with ThreadPoolExecutor(1) as pool:
+        pool.submit(fn).result(timeout=30)
+
+
 def gone(pid: int) -> bool:
     """Whether a process has ended (a zombie has)."""
     try:
@@ -116,6 +126,21 @@ def test_builds_and_measures_in_order(farm: Farm, task: Task, target: Target) ->
     assert farm.board.local and farm.board.cpu
 
 
+@pytest.mark.skipif(
+    os.sched_getaffinity(0) != set(range(os.cpu_count() or 1)),
+    reason="TVM pins its workers by CPU number, which fails where some CPUs are withheld",
+)
+def test_threads_have_a_cpu_each(farm: Farm, task: Task, good: Built) -> None:
+    """TVM lets the main thread float; ours is pinned off its workers' CPUs."""
+    assert isinstance(run(farm, task, good), Measured)
+    assert farm._server is not None
+    (session,) = children(farm._server.pid)
+    pins = [os.sched_getaffinity(int(t)) for t in os.listdir(f"/proc/{session}/task")]
+    assert len(pins) == task.threads
+    assert all(len(p) == 1 for p in pins)
+    assert len(set.union(*pins)) == len(pins)
+
+
 def test_program_is_equal_across_processes(
     farm: Farm, task: Task, target: Target, good: Built
 ) -> None:
@@ -156,7 +181,8 @@ def test_producer_writes_all_of_the_input(
     scratch = tvm.runtime.tensor(np.zeros(sweep, np.float32))
     sums = tvm.runtime.tensor(np.zeros((sweep[0], harness.LINE), np.float32))
     stamps = tvm.runtime.tensor(np.zeros((harness.MAX_REPEATS, 4), harness.stamps_dtype(target)))
-    module[harness.TIMER](tvm.runtime.tensor(source), x, out, scratch, sums, stamps, 2)
+    args = (tvm.runtime.tensor(source), x, out, scratch, sums, stamps, 2)
+    in_thread(lambda: module[harness.TIMER](*args))
     assert (x.numpy() == source).all() and (out.numpy() == source).all()
     seconds = stamps.numpy()[:2, [0, 2]]
     assert (seconds > 0).all() and (stamps.numpy()[2:] == 0).all()
@@ -166,8 +192,7 @@ def test_harness_adds_next_to_nothing(
     farm: Farm, task: Task, candidate: Callable[[str], Built]
 ) -> None:
     """A kernel that does (almost) nothing: its time is the harness's own."""
-    built = candidate("out[0, 0, 0, 0] = x[0, 0, 0, 0]")
-    # It is wrong, of course; what it costs is seen by timing it without the check.
+    built = candidate("out[0, 0, 0, 0] = x[0, 0, 0, 0]")  # wrong, so it is timed without a check
     import numpy as np
     import tvm
 
@@ -178,7 +203,7 @@ def test_harness_adds_next_to_nothing(
     stamps = tvm.runtime.tensor(
         np.zeros((harness.MAX_REPEATS, 4), harness.stamps_dtype(farm.target))
     )
-    module[harness.TIMER](*args, stamps, 64)
+    in_thread(lambda: module[harness.TIMER](*args, stamps, 64))
     words = stamps.numpy()[:64].astype(np.int64)
     ns = (words[:, 2] - words[:, 0]) * 10**9 + words[:, 3] - words[:, 1]
     print(f"empty kernel: median {statistics.median(ns)} ns, min {ns.min()} ns")
@@ -310,6 +335,51 @@ def test_board_that_is_not_there(target: Target, task: Task, good: Built) -> Non
             farm.connect()
         outcomes = list(farm.run([(task, Config(), good)] * 4))
     assert [o.failure for o in outcomes if isinstance(o, Failed)] == ["board_lost"] * 4
+
+
+@pytest.mark.parametrize("lends", [True, False])
+def test_tracker(target: Target, task: Task, good: Built, lends: bool) -> None:
+    """A tracker of a few lines: it lends one of our servers, or has nothing to lend."""
+    server = LocalServer(target.cores)
+    listener = socket.create_server(("127.0.0.1", 0))
+    asked: list[object] = []
+
+    def serve() -> None:
+        conn, _ = listener.accept()
+        with conn:
+            conn.sendall(conn.recv(4))
+            (size,) = struct.unpack("<i", conn.recv(4))
+            asked.append(json.loads(conn.recv(size)))
+            if lends:
+                answer = json.dumps([0, ["127.0.0.1", server.port, LOCAL_KEY]]).encode()
+                conn.sendall(struct.pack("<i", len(answer)) + answer)
+            while conn.recv(4):  # until the client hangs up
+                pass
+
+    if lends:
+        server.start()
+    thread = threading.Thread(target=serve, daemon=True)
+    thread.start()
+    try:
+        with Farm(
+            target,
+            builders=1,
+            tracker=listener.getsockname(),
+            key="rpi4",
+            connect_timeout_s=5 if lends else 0.5,
+        ) as farm:
+            if lends:
+                assert farm.connect().name == "rpi4"
+                assert isinstance(run(farm, task, good), Measured)
+            else:
+                with pytest.raises(BoardError, match=r"rpi4.*0\.5 s"):
+                    farm.connect()
+        thread.join(timeout=5)
+        assert not thread.is_alive()
+        assert asked == [[4, "rpi4", "", 1]]
+    finally:
+        server.stop()
+        listener.close()
 
 
 def test_too_few_threads_on_the_board(target: Target, task: Task, good: Built) -> None:

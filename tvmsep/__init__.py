@@ -2,4 +2,30 @@
 
 from __future__ import annotations
 
+import importlib
+from typing import TYPE_CHECKING, Any
+
 __version__ = "0.1.0"
+
+if TYPE_CHECKING:
+    from tvmsep.api import Check, Report, build, tune, verify
+    from tvmsep.bundle import Bundle
+    from tvmsep.contracts import TvmsepError
+
+_HOME = {
+    "Bundle": "tvmsep.bundle",
+    "Check": "tvmsep.api",
+    "Report": "tvmsep.api",
+    "TvmsepError": "tvmsep.contracts",
+    "build": "tvmsep.api",
+    "tune": "tvmsep.api",
+    "verify": "tvmsep.api",
+}
+
+__all__ = ["Bundle", "Check", "Report", "TvmsepError", "__version__", "build", "tune", "verify"]
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _HOME:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    return getattr(importlib.import_module(_HOME[name]), name)

@@ -14,13 +14,13 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from tvmsep.bundle.timing import BenchResult, bench
     from tvmsep.bundle.load import Bundle
-    from tvmsep.bundle.unpack import export
     from tvmsep.bundle.manifest import Manifest, TensorInfo, Variant
     from tvmsep.bundle.package import Package, read_log
     from tvmsep.bundle.picture import load_picture, read_preprocess
     from tvmsep.bundle.runtime import runtime_version
+    from tvmsep.bundle.timing import BenchResult, bench
+    from tvmsep.bundle.unpack import export
     from tvmsep.bundle.write import write_bundle
 
 _HOME = {

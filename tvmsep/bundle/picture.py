@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 import os
 from pathlib import Path
 from typing import Any
@@ -99,7 +98,7 @@ def prepare(image: Any, rule: Preprocess) -> NDArray[np.float32]:
                 f"the picture is {width}x{height} when it is to be cropped to {rule.crop}: "
                 "preprocess needs a resize of at least the crop"
             )
-        left, top = _half(width - rule.crop), _half(height - rule.crop)
+        left, top = round((width - rule.crop) / 2), round((height - rule.crop) / 2)
         image = image.crop((left, top, left + rule.crop, top + rule.crop))
     pixels = np.asarray(image, dtype=np.float32)
     if rule.channel_order == "BGR":
@@ -107,11 +106,6 @@ def prepare(image: Any, rule: Preprocess) -> NDArray[np.float32]:
     mean, std = (np.array(v, dtype=np.float32) for v in (rule.mean, rule.std))
     scaled = (pixels * np.float32(rule.scale) - mean) / std
     return np.ascontiguousarray(scaled.transpose(2, 0, 1), dtype=np.float32)
-
-
-def _half(pixels: int) -> int:
-    """Half of what is to be cut off, rounded as torchvision rounds it."""
-    return math.floor(pixels / 2 + 0.5) if pixels % 4 == 3 else pixels // 2
 
 
 def _batch(array: NDArray[Any], wanted: TensorInfo, path: object) -> NDArray[Any]:

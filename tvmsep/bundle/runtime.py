@@ -9,8 +9,8 @@ installed" in a process that hasn't loaded torch by itself.
 **One thread.** TVM keeps a thread pool and its size per calling thread, sets CPU affinities of
 whoever calls first, and its VM must not be called from two threads at once. So each bundle has a
 thread of its own, on which everything of TVM happens; callers hand their arrays over and wait.
-The pool uses the CPUs that the process is allowed. Where those outnumber its threads it isn't pinned
-to the first ones, as TVM does by default: several processes would share these and leave the rest idle.
+The pool uses the CPUs that the process is allowed. Where those outnumber its threads it isn't
+pinned to the first ones, as TVM does by default: several processes would crowd on these.
 """
 
 from __future__ import annotations
@@ -31,6 +31,7 @@ from pathlib import Path
 from types import ModuleType
 from typing import Any
 
+from tvmsep.bundle.elf import elf_fault
 from tvmsep.contracts import BundleError
 
 _START_TIMEOUT_S = 60.0
@@ -73,13 +74,15 @@ def load_runtime() -> ModuleType:
     """
     with _import_lock:
         finder = _NoTorch()
-        sys.meta_path.insert(0, finder)
+        if "torch" not in sys.modules:
+            sys.meta_path.insert(0, finder)
         try:
             tvm_ffi = importlib.import_module("tvm_ffi")
         except ImportError as error:
             raise BundleError(f"apache-tvm-ffi cannot be loaded: {error}") from error
         finally:
-            sys.meta_path.remove(finder)
+            if finder in sys.meta_path:
+                sys.meta_path.remove(finder)
         _load_library()
     return tvm_ffi
 
@@ -184,6 +187,8 @@ class Network:
 def _load_library_bytes(tvm_ffi: ModuleType, library: bytes) -> Any:
     """Load a library from a private folder that is gone again when this returns."""
     suffix = "dylib" if sys.platform == "darwin" else "so"
+    if sys.platform != "darwin" and (fault := elf_fault(library)) is not None:
+        raise BundleError(f"its library cannot be loaded: {fault}; build it again")
     try:
         with tempfile.TemporaryDirectory(prefix="tvmsep-") as folder:
             path = Path(folder) / f"net.{suffix}"

@@ -7,7 +7,7 @@ import json
 import time
 from contextlib import ExitStack
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any, BinaryIO
 
 import typer
 
@@ -186,7 +186,7 @@ def show(bundle: BundlePath, as_json: AsJson = False) -> None:
         ["labels", str(len(manifest.labels)) if manifest.labels else "none"],
         ["members", f"{len(manifest.members)}; {yes}"],
     ]
-    _print_table(["", bundle.name], rows)
+    _print_table(None, rows)
 
 
 def export(
@@ -211,7 +211,9 @@ def export(
 
 
 def _variant_line(variant: Any) -> str:
-    estimate = "" if variant.estimate_s is None else f", tasks sum to {variant.estimate_s * 1e3:.2f} ms"
+    estimate = (
+        "" if variant.estimate_s is None else f", tasks sum to {variant.estimate_s * 1e3:.2f} ms"
+    )
     return f"{variant.threads} threads, {_megabytes(variant.peak_ram_bytes)} RAM{estimate}"
 
 
@@ -284,15 +286,23 @@ def _check_output(path: Path, outputs: int) -> None:
 
 
 def _save(path: Path, manifest: Manifest, results: list[NDArray[Any]]) -> None:
-    import numpy as np
+    import zipfile
+
+    from numpy.lib.format import write_array
 
     from tvmsep.bundle.archive import write_file
 
-    if len(results) == 1:
-        write_file(path, lambda file: np.save(file, results[0], allow_pickle=False))
+    def several(file: BinaryIO) -> None:
+        # As numpy.savez, which would take an output named "file" for its own argument.
+        with zipfile.ZipFile(file, "w") as npz:
+            for tensor, array in zip(manifest.outputs, results, strict=True):
+                with npz.open(f"{tensor.name}.npy", "w") as entry:
+                    write_array(entry, array, allow_pickle=False)
+
+    if len(results) > 1:
+        write_file(path, several)
     else:
-        named = {t.name: r for t, r in zip(manifest.outputs, results, strict=True)}
-        write_file(path, lambda file: np.savez(file, **named))
+        write_file(path, lambda file: write_array(file, results[0], allow_pickle=False))
 
 
 def _rank(scores: NDArray[Any], manifest: Manifest, top: int) -> list[dict[str, Any]]:
@@ -318,11 +328,15 @@ def _rank(scores: NDArray[Any], manifest: Manifest, top: int) -> list[dict[str, 
 
 
 def _peak_rss_bytes() -> int:
+    """The most memory this process has held."""
     import resource
     import sys
 
-    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    return peak if sys.platform == "darwin" else peak * 1024
+    if sys.platform == "darwin":
+        return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    # Not getrusage: on Linux that begins with what the parent process held when it forked.
+    status = Path("/proc/self/status").read_text()
+    return int(status.partition("VmHWM:")[2].split()[0]) * 1024
 
 
 def _megabytes(size: int) -> str:
@@ -333,7 +347,7 @@ def _print_json(value: object) -> None:
     print(json.dumps(value, indent=2))
 
 
-def _print_table(head: list[str], rows: list[list[str]]) -> None:
+def _print_table(head: list[str] | None, rows: list[list[str]]) -> None:
     """A table; plain and uncut where the output isn't a terminal."""
     from rich.console import Console
     from rich.table import Table
@@ -342,7 +356,9 @@ def _print_table(head: list[str], rows: list[list[str]]) -> None:
     console = Console()
     if not console.is_terminal:
         console = Console(width=1000)
-    table = Table(*head, box=None, pad_edge=False, header_style="bold")
+    table = Table(
+        *(head or ()), box=None, pad_edge=False, header_style="bold", show_header=head is not None
+    )
     for row in rows:
         table.add_row(*(Text(cell) for cell in row))
     console.print(table)

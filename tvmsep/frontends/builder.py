@@ -38,9 +38,7 @@ def make_divisible(value: float, divisor: int = 8) -> int:
     return rounded + divisor if rounded < 0.9 * value else rounded
 
 
-def build(
-    spec: BuiltinSpec, net: Network, state: Mapping[str, Any] | None
-) -> onnx.ModelProto:
+def build(spec: BuiltinSpec, net: Network, state: Mapping[str, Any] | None) -> onnx.ModelProto:
     """The network of `spec` as an ONNX model; see `builtin_proto`."""
     from tvmsep.frontends.builtin import OPSET
     from tvmsep.frontends.onnx_clean import require_onnx
@@ -64,7 +62,7 @@ def build(
         doc_string=spec.title if state is None else spec.network,
     )
     proto.ir_version = 8  # opset 17's own: older runtimes read it too
-    return proto  # type: ignore[no-any-return]
+    return proto
 
 
 class _Graph:

@@ -90,8 +90,7 @@ def _v3(rows: str) -> tuple[Block, ...]:
     return tuple(blocks)
 
 
-_IMAGENET = {"mean": (0.485, 0.456, 0.406), "std": (0.229, 0.224, 0.225)}
-_TORCH = Preprocess(**_IMAGENET)
+_TORCH = Preprocess(mean=(0.485, 0.456, 0.406), std=(0.229, 0.224, 0.225))
 
 _NETWORKS: dict[str, Network] = {
     "mobilenet_v1": Network(
@@ -219,7 +218,10 @@ class BuiltinSpec:
         """How the original network was fed, at this resolution."""
         base = _NETWORKS[self.network].preprocess
         return Preprocess(
-            resize=round(self.resolution / 0.875), crop=self.resolution, mean=base.mean, std=base.std
+            resize=round(self.resolution / 0.875),
+            crop=self.resolution,
+            mean=base.mean,
+            std=base.std,
         )
 
 

@@ -161,13 +161,11 @@ def _import_proto(
                 "supported; cut the graph before it with onnx.utils.extract_model"
             ) from error
         outputs.append(TensorSpec(value.name, shape, str(field.dtype)))
-    return Imported(
-        name, module, inputs, tuple(outputs), source, _onnx_reference(original, inputs)
-    )
+    return Imported(name, module, inputs, tuple(outputs), source, _onnx_reference(original, inputs))
 
 
 def _onnx_reference(original: str | bytes, inputs: tuple[TensorSpec, ...]) -> Reference:
-    """onnxruntime on the untouched model, its session made at the first call."""
+    """The untouched model in onnxruntime, its session made at the first call."""
     session: list[Any] = []
 
     def run(arrays: Sequence[Array]) -> list[Array]:
@@ -181,9 +179,7 @@ def _onnx_reference(original: str | bytes, inputs: tuple[TensorSpec, ...]) -> Re
             options = onnxruntime.SessionOptions()
             options.log_severity_level = 3
             session.append(
-                onnxruntime.InferenceSession(
-                    original, options, providers=["CPUExecutionProvider"]
-                )
+                onnxruntime.InferenceSession(original, options, providers=["CPUExecutionProvider"])
             )
         names = [spec.name for spec in inputs]
         return list(session[0].run(None, dict(zip(names, arrays, strict=True))))

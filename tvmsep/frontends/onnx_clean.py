@@ -268,7 +268,7 @@ def _fold(model: onnx.ModelProto) -> onnx.ModelProto:
         graph = model.graph
         known = [*graph.input, *graph.value_info, *graph.output]
         shapes = {v.name: s for v in known if (s := static_shape(v)) is not None}
-        kept: list[onnx.NodeProto] = []
+        kept: list[Any] = []
         found: dict[str, Any] = {}
         for node in graph.node:
             if node.op_type == "If" and node.input[0] in constants:
@@ -347,7 +347,7 @@ def _prune(model: onnx.ModelProto, constants: Mapping[str, Any]) -> None:
     onnx = require_onnx()
     graph = model.graph
     needed = {v.name for v in graph.output}
-    kept: list[onnx.NodeProto] = []
+    kept: list[Any] = []
     for node in reversed(graph.node):
         if not needed.intersection(node.output):
             continue

@@ -130,9 +130,7 @@ def _batch_norm(bb: Any, inputs: list[Any], attrs: dict[str, Any]) -> Expr:
         raise ModelError("spatial=0 is not supported: export with per-channel statistics")
     eps = attrs.get("epsilon", 1e-5)
     both = bb.emit(relax.op.nn.batch_norm(*inputs[:5], axis=1, epsilon=eps, training=False))
-    return bb.emit(
-        relax.TupleGetItem(both, 0), name_hint=identifier(attrs["tvm_custom"]["name"])
-    )
+    return bb.emit(relax.TupleGetItem(both, 0), name_hint=identifier(attrs["tvm_custom"]["name"]))
 
 
 def _clip(bb: Any, inputs: list[Any], attrs: dict[str, Any]) -> Expr:
@@ -335,7 +333,10 @@ def _resize(bb: Any, inputs: list[Any], attrs: dict[str, Any]) -> Expr:
     rank = len(own)
     if rank != 4:
         raise ModelError(f"its input has {rank} dimensions: only NCHW pictures are resized")
-    if attrs.get("antialias", 0) or _text(attrs, "keep_aspect_ratio_policy", "stretch") != "stretch":
+    if (
+        attrs.get("antialias", 0)
+        or _text(attrs, "keep_aspect_ratio_policy", "stretch") != "stretch"
+    ):
         raise ModelError("antialias and keep_aspect_ratio_policy are not supported")
     early = attrs["opset"] < 11
     if "scales" in attrs:  # Upsample, opset 7

@@ -2,5 +2,6 @@
 
 from tvmsep.logs.best import Best, best_trials
 from tvmsep.logs.file import LogFile, read_log
+from tvmsep.logs.shipped import shipped_logs
 
-__all__ = ["Best", "LogFile", "best_trials", "read_log"]
+__all__ = ["Best", "LogFile", "best_trials", "read_log", "shipped_logs"]

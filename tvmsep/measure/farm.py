@@ -80,7 +80,7 @@ class Farm:
         self._scratch = Scratch("tvmsep-build-")
         try:
             # Workers import TVM while the server starts: nothing waits for them here.
-            self._pool = Pool(builders or host_cores(), builder.warm)
+            self._pool = Pool(builders or host_cores(), builder.warm, {"TVM_USE_RUNTIME_LIB": "0"})
             self._runner = self._start_runner()
             if board is None and tracker is None:
                 self._server = LocalServer(max(target.cores, host_cores()))

@@ -75,6 +75,25 @@ def _handshake(conn: socket.socket, key: str) -> float | None:
     return limits[0] if limits else 0.0
 
 
+def _config_threads(threads: int) -> int:
+    """Set the thread count of this session's pool; answers the count it really has.
+
+    TVM pins its workers to a CPU each and lets the main thread, which works too, float over all of
+    them. On a loaded host it can come to rest on a worker's CPU: everything then takes twice as
+    long, trial after trial. So it gets the CPU that no worker is pinned to.
+    """
+    import tvm_ffi
+
+    tvm_ffi.get_global_func("runtime.config_threadpool")(1, threads)
+    if sys.platform == "linux":
+        workers = [os.sched_getaffinity(int(tid)) for tid in os.listdir("/proc/self/task")]
+        taken = {cpu for pins in workers if len(pins) == 1 for cpu in pins}
+        free = os.sched_getaffinity(0) - taken
+        if free:
+            os.sched_setaffinity(0, {min(free)})
+    return int(tvm_ffi.get_global_func("runtime.NumThreads")())
+
+
 def _register(folder: Path, cpu: str) -> None:
     """Register the functions that TVM's RPC clients expect of a server, working in `folder`."""
     import tvm_ffi
@@ -95,6 +114,7 @@ def _register(folder: Path, cpu: str) -> None:
     register("tvm.rpc.server.load_module", load, override=True)
     register("tvm.rpc.server.download_linked_module", download, override=True)
     register("tvmsep.cpu", lambda: cpu, override=True)
+    register("tvmsep.config_threads", _config_threads, override=True)
 
 
 def _session(

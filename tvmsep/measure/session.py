@@ -100,16 +100,25 @@ class Session:
 
     def cpu_model(self) -> str:
         """The CPU's name, "" where the board's server cannot say."""
+        cpu = self._ours("tvmsep.cpu")
+        return str(cpu()) if cpu else ""
+
+    def _ours(self, name: str) -> Any:
+        """A function that only our own server has, else None."""
         try:
-            return str(self._remote.get_function("tvmsep.cpu")())
-        except (AttributeError, RuntimeError):  # a stock server has no such function
-            return ""
+            return self._remote.get_function(name)
+        except AttributeError:
+            return None
 
     def _set_threads(self, threads: int) -> None:
         if threads == self._threads:
             return
-        self._remote.get_function("runtime.config_threadpool")(1, threads)
-        have = int(self._remote.get_function("runtime.NumThreads")())
+        config = self._ours("tvmsep.config_threads")
+        if config:
+            have = int(config(threads))
+        else:
+            self._remote.get_function("runtime.config_threadpool")(1, threads)
+            have = int(self._remote.get_function("runtime.NumThreads")())
         if have != threads:
             raise BoardError(
                 f"the board runs {have} threads where {threads} were asked for: "
@@ -183,7 +192,7 @@ class Session:
         first = run(WARM_REPEATS)
         count = repeats or _repeats(int(first[-1, 1] - first[0, 1]) * 1e-9 / (WARM_REPEATS - 1))
         stamps = run(min(count, harness.MAX_REPEATS))
-        return Measured(tuple(float(ns) * 1e-9 for ns in stamps[:, 1] - stamps[:, 0]), error)
+        return Measured(tuple(int(ns) / 1e9 for ns in stamps[:, 1] - stamps[:, 0]), error)
 
 
 def _repeats(each_s: float) -> int:

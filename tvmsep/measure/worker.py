@@ -63,7 +63,7 @@ def child_env(extra: Mapping[str, str] | None = None) -> dict[str, str]:
 
 def open_log() -> BinaryIO:
     """An unnamed file for a child's words: every write goes to its end, also after a truncate."""
-    log: BinaryIO = tempfile.TemporaryFile()  # type: ignore[assignment]
+    log: BinaryIO = tempfile.TemporaryFile()
     fcntl.fcntl(log, fcntl.F_SETFL, fcntl.fcntl(log, fcntl.F_GETFL) | os.O_APPEND)
     return log
 
@@ -203,8 +203,11 @@ class Pool:
     def __init__(
         self, count: int, warm: Callable[[], None], env: Mapping[str, str] | None = None
     ) -> None:
-        self._start = lambda: Worker(warm, env)
+        self._warm, self._env = warm, env
         self.workers = [self._start() for _ in range(count)]
+
+    def _start(self) -> Worker:
+        return Worker(self._warm, self._env)
 
     def map(
         self, fn: Callable[..., Any], calls: Sequence[tuple[Any, ...]], limit_s: float

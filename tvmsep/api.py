@@ -1,0 +1,434 @@
+"""The verbs as Python functions: what the command line calls, and what a program can call.
+
+>>> import tvmsep
+>>> report = tvmsep.tune("mobilenet_v2", out="v2.tvmsep", budget_s=180)  # doctest: +SKIP
+>>> net = tvmsep.Bundle.load("v2.tvmsep", threads=2)  # doctest: +SKIP
+"""
+
+from __future__ import annotations
+
+import os
+import tempfile
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from tvmsep.contracts import Config, InputError, Target, Task, Trial, TvmsepError, Workload
+
+if TYPE_CHECKING:
+    from tvmsep.bundle import Manifest
+    from tvmsep.contracts.preprocess import Preprocess
+    from tvmsep.frontends import Imported
+    from tvmsep.graph import Graph, Plan
+    from tvmsep.logs import Best
+    from tvmsep.measure import Farm
+    from tvmsep.tuner import TuneResult, TuneState
+
+
+@dataclass
+class Prepared:
+    """A model imported and planned for a target at one or more thread counts."""
+
+    imported: Imported
+    graph: Graph
+    """As imported: the reference in float64."""
+    target: Target
+    plans: dict[int, Plan]
+
+    def tasks(self) -> list[Task]:
+        """All tasks of all thread counts."""
+        return [task for plan in self.plans.values() for task in plan.tasks(self.target)]
+
+
+@dataclass
+class Check:
+    """How far a bundle's outputs are from the references, relative to the largest output."""
+
+    framework: float | None
+    """Against the model's own framework (onnxruntime or torch); None when it isn't installed."""
+    float64: float | None
+    """Against a float64 run; None where an operator has no float64 form."""
+    framework_float64: float | None
+    """The framework's own error against float64: what fp32 can be expected to reach."""
+    varies: float
+    """How much the output changes with the input, relative to the largest output."""
+
+    def lines(self) -> list[str]:
+        """For people."""
+        text = []
+        if self.framework is not None:
+            text.append(f"largest difference from the framework: {self.framework:.1e}")
+        if self.float64 is not None:
+            own = "" if self.framework_float64 is None else f" (its own: {self.framework_float64:.1e})"
+            text.append(f"error against float64: {self.float64:.1e}{own}")
+        text.append(f"the output moves by {self.varies:.2g} of its size between two inputs")
+        return text
+
+
+@dataclass
+class Report:
+    """What `tune` and `build` did."""
+
+    manifest: Manifest
+    path: Path
+    check: Check
+    tuned: int
+    """Tasks whose config comes from a log."""
+    tasks: int
+    result: TuneResult | None = None
+    notes: list[str] = field(default_factory=list)
+
+
+def prepare(
+    model: Any,
+    *,
+    target: str | Target = "local",
+    threads: Sequence[int] | None = None,
+    shapes: Mapping[str, Sequence[int]] | None = None,
+    example_inputs: tuple[Any, ...] | None = None,
+) -> Prepared:
+    """Import a model and plan it.
+
+    Raises:
+        ModelError: the model cannot be read or holds something unsupported.
+        TargetError: the target is unknown or malformed.
+        InputError: a thread count is out of range.
+    """
+    from tvmsep.frontends import load_model
+    from tvmsep.graph import from_relax, make_plan, normalise
+    from tvmsep.targets import load_target
+
+    hardware = load_target(target) if isinstance(target, str) else target
+    counts = sorted(set(threads or [hardware.cores]))
+    for n in counts:
+        if not 1 <= n <= hardware.cores:
+            raise InputError(
+                f"threads is {n}; target {hardware.name} has {hardware.cores} cores here: "
+                f"give 1 to {hardware.cores}"
+            )
+    imported = load_model(model, shapes=shapes, example_inputs=example_inputs)
+    plans = {n: make_plan(normalise(from_relax(imported.module)), hardware, n) for n in counts}
+    return Prepared(imported, from_relax(imported.module), hardware, plans)
+
+
+def check_writable(path: Path) -> None:
+    """Find out before any work whether `path` can be written.
+
+    Raises:
+        TvmsepError: it cannot; says why.
+    """
+    try:
+        with tempfile.TemporaryFile(dir=path.parent):
+            pass
+    except OSError as error:
+        raise TvmsepError(
+            f"cannot write {path}: {error.strerror or error}; choose another output with -o"
+        ) from error
+    if path.is_dir():
+        raise TvmsepError(f"cannot write {path}: it is a folder; give a file name with -o")
+
+
+def tune(
+    model: Any,
+    *,
+    out: str | os.PathLike[str],
+    target: str | Target = "local",
+    threads: Sequence[int] | None = None,
+    budget_s: float | None = None,
+    trials: int | None = None,
+    log: str | os.PathLike[str] | None = None,
+    seed: int = 0,
+    shapes: Mapping[str, Sequence[int]] | None = None,
+    example_inputs: tuple[Any, ...] | None = None,
+    preprocess: Preprocess | None = None,
+    labels: Sequence[str] | None = None,
+    tracker: tuple[str, int] | None = None,
+    key: str = "",
+    builders: int | None = None,
+    progress: Callable[[TuneState], None] = lambda _: None,
+    say: Callable[[str], None] = lambda _: None,
+) -> Report:
+    """Tune a model and write a bundle.
+
+    Args:
+        model: a path, a built-in's name, an ONNX proto, a torch module or exported program.
+        out: the bundle to write.
+        target: name, TOML path, `local`, or a `Target`.
+        threads: thread counts to tune for; the target's cores by default.
+        budget_s: seconds to tune, re-measuring included; None for until nothing more is gained.
+        trials: search trials of this run at most.
+        log: tuning log to go on with and append to; beside `out` by default.
+        seed: fixes every random choice.
+        shapes: fixes dynamic input shapes.
+        example_inputs: for a torch module.
+        preprocess: how a picture becomes the input; known for built-ins.
+        labels: class names.
+        tracker: RPC tracker that lends boards of the target; None measures on this host.
+        key: the boards' key at the tracker.
+        builders: compiling processes; one a core by default.
+        progress: called after every trial.
+        say: told of steps that take more than a moment.
+
+    Raises:
+        TvmsepError: a user's mistake; nothing was written but log lines of finished trials.
+    """
+    from tvmsep.logs import LogFile
+    from tvmsep.measure import Farm
+    from tvmsep.tuner import tune_tasks
+
+    path = Path(out)
+    check_writable(path)
+    prepared = prepare(
+        model, target=target, threads=threads, shapes=shapes, example_inputs=example_inputs
+    )
+    if tracker is None:
+        _must_fit(prepared.target)
+    with LogFile(log or path.with_suffix(".jsonl")) as records:
+        say(f"{len(prepared.tasks())} tasks for {prepared.target.name}; log {records.path}")
+        with Farm(prepared.target, builders=builders, tracker=tracker, key=key) as farm:
+            peak = farm.peak_flops_per_core()
+            result = tune_tasks(
+                prepared.tasks(), prepared.target, farm, records,
+                peak_flops_per_core=peak, budget_s=budget_s, trials=trials, seed=seed,
+                progress=progress,
+            )  # fmt: skip
+        report = _write(
+            prepared, path, records.trials, say, preprocess, labels, peak_gflops=peak / 1e9
+        )
+    report.result = result
+    return report
+
+
+def build(
+    model: Any,
+    *,
+    out: str | os.PathLike[str],
+    target: str | Target = "local",
+    threads: Sequence[int] | None = None,
+    logs: Sequence[str | os.PathLike[str]] | None = None,
+    shapes: Mapping[str, Sequence[int]] | None = None,
+    example_inputs: tuple[Any, ...] | None = None,
+    preprocess: Preprocess | None = None,
+    labels: Sequence[str] | None = None,
+    say: Callable[[str], None] = lambda _: None,
+) -> Report:
+    """Build a bundle without measuring.
+
+    Args:
+        model: as for `tune`.
+        out: the bundle to write.
+        target: as for `tune`.
+        threads: thread counts; the target's cores by default.
+        logs: tuning logs or bundles to take configs from; None for the logs that ship with
+            tvmsep for this target; an empty sequence for the analytic defaults alone.
+        shapes: fixes dynamic input shapes.
+        example_inputs: for a torch module.
+        preprocess: how a picture becomes the input.
+        labels: class names.
+        say: told of steps that take more than a moment.
+
+    Raises:
+        TvmsepError: a user's mistake; nothing was written.
+    """
+    from tvmsep.logs import read_log, shipped_logs
+
+    path = Path(out)
+    check_writable(path)
+    prepared = prepare(
+        model, target=target, threads=threads, shapes=shapes, example_inputs=example_inputs
+    )
+    sources = shipped_logs(prepared.target.name) if logs is None else [Path(p) for p in logs]
+    trials: list[Trial] = []
+    for source in sources:
+        found = read_log(source)
+        wrong = {t.target for t in found} - {prepared.target.name}
+        if wrong:
+            raise InputError(
+                f"log {source} is for {', '.join(sorted(wrong))}, this build is for "
+                f"{prepared.target.name}: give a log of that target"
+            )
+        trials += found
+    return _write(prepared, path, trials, say, preprocess, labels, peak_gflops=None)
+
+
+def _must_fit(target: Target) -> None:
+    from tvmsep.contracts import TargetError
+    from tvmsep.targets import misfit
+
+    why = misfit(target)
+    if why is not None:
+        raise TargetError(
+            f"target {target.name} cannot be measured on this host: {why}; "
+            "give a board with --rpc HOST:PORT --key KEY, or --target local"
+        )
+
+
+def choose_configs(
+    prepared: Prepared, plan: Plan, winners: Mapping[str, Best]
+) -> tuple[dict[Workload, tuple[str, Config]], list[Trial], float | None]:
+    """Config of each workload; the log lines they came from; the sum of task times if all known."""
+    from tvmsep.schedules import TEMPLATES
+    from tvmsep.tuner.session import task_key
+
+    configs: dict[Workload, tuple[str, Config]] = {}
+    used: list[Trial] = []
+    total: float | None = 0.0
+    for task in plan.tasks(prepared.target):
+        template = TEMPLATES[task.template]
+        best = winners.get(task_key(task))
+        space = template.space(task.workload, prepared.target, task.threads)
+        if best is not None and best.config in space:
+            configs[task.workload] = (task.template, best.config)
+            used.append(best.trial)
+            total = None if total is None else total + best.seconds * task.count
+        else:
+            default = template.default(task.workload, prepared.target, task.threads)
+            configs[task.workload] = (task.template, default)
+            total = None
+    return configs, used, total
+
+
+def _write(
+    prepared: Prepared,
+    path: Path,
+    trials: Sequence[Trial],
+    say: Callable[[str], None],
+    preprocess: Preprocess | None,
+    labels: Sequence[str] | None,
+    peak_gflops: float | None,
+) -> Report:
+    """Compile every variant, write the bundle, check it, and only then put it in place."""
+    import msgspec
+
+    from tvmsep.compiler import compile_library, emit, lower, peak_bytes
+    from tvmsep.bundle import TensorInfo, write_bundle
+    from tvmsep.logs import best_trials
+
+    winners = best_trials(trials)
+    libraries: dict[int, bytes] = {}
+    texts: dict[int, str] = {}
+    ram: dict[int, int] = {}
+    estimates: dict[int, float] = {}
+    used: list[Trial] = []
+    tasks = 0
+    weights: dict[str, Any] = {}
+    for count, plan in prepared.plans.items():
+        say(f"compiling for {count} thread{'s' if count > 1 else ''}")
+        configs, lines, total = choose_configs(prepared, plan, winners)
+        module = emit(plan, prepared.target, configs)
+        lowered = lower(module, prepared.target)
+        libraries[count] = compile_library(lowered, prepared.target)
+        texts[count] = module.script(show_meta=False)
+        ram[count] = peak_bytes(lowered) + sum(a.nbytes for a in plan.params.values())
+        if total is not None:
+            estimates[count] = total
+        used += [t for t in lines if t not in used]
+        tasks += len(configs)
+        weights = weights or dict(plan.params)
+    imported = prepared.imported
+    handle, scratch = tempfile.mkstemp(prefix=".tvmsep-", suffix=".tvmsep", dir=path.parent)
+    os.close(handle)
+    try:
+        manifest = write_bundle(
+            scratch,
+            name=imported.name,
+            target=prepared.target,
+            inputs=[TensorInfo(name=t.name, shape=t.shape, dtype=t.dtype) for t in imported.inputs],
+            outputs=[
+                TensorInfo(name=t.name, shape=t.shape, dtype=t.dtype) for t in imported.outputs
+            ],
+            libraries=libraries,
+            weights=weights,
+            relax=texts,
+            peak_ram_bytes=ram,
+            estimate_s=estimates or None,
+            log_lines=[msgspec.json.encode(t).decode() for t in used],
+            log_total=len(trials),
+            source=imported.source,
+            licence=imported.source.get("licence", "unknown"),
+            preprocess=preprocess or imported.preprocess,
+            labels=labels or imported.labels,
+            flops=next(iter(prepared.plans.values())).flops,
+            peak_gflops_per_core=peak_gflops,
+        )
+        say("checking the bundle against the model")
+        check = check_bundle(Path(scratch), prepared)
+        os.replace(scratch, path)
+    finally:
+        Path(scratch).unlink(missing_ok=True)
+    return Report(manifest, path, check, len(used), tasks)
+
+
+def check_bundle(path: Path, prepared: Prepared, seed: int = 0) -> Check:
+    """Run a bundle and its model on the same random inputs and compare.
+
+    Raises:
+        TvmsepError: the outputs differ by more than fp32 explains, or hold NaN or infinity.
+    """
+    import numpy as np
+
+    from tvmsep.bundle import Bundle
+    from tvmsep.graph import evaluate
+
+    def error(got: Sequence[Any], want: Sequence[Any]) -> float:
+        worst = 0.0
+        for g, w in zip(got, want, strict=True):
+            if not np.isfinite(g).all():
+                return float("inf")
+            scale = float(np.abs(w).max()) or 1.0
+            worst = max(worst, float(np.abs(g.astype(np.float64) - w).max()) / scale)
+        return worst
+
+    def as_list(result: Any) -> list[Any]:
+        return list(result) if isinstance(result, tuple) else [result]
+
+    imported = prepared.imported
+    with Bundle.load(path, next(iter(prepared.plans)), verify=False) as net:
+        inputs, others = net.noise(seed), net.noise(seed + 1)
+        got, other = as_list(net(*inputs)), as_list(net(*others))
+    theirs = list(imported.reference(inputs)) if imported.reference is not None else None
+    exact: list[Any] | None
+    try:
+        exact = evaluate(prepared.graph, dict(zip(prepared.graph.inputs, inputs, strict=True)))
+    except TvmsepError:
+        exact = None
+    check = Check(
+        framework=error(got, theirs) if theirs is not None else None,
+        float64=error(got, exact) if exact is not None else None,
+        framework_float64=error(theirs, exact) if theirs is not None and exact is not None else None,
+        varies=error(other, got),
+    )
+    worst = check.float64 if check.float64 is not None else check.framework
+    allowed = max(1e-4, 10 * (check.framework_float64 or 0.0))
+    if worst is not None and not worst <= allowed:
+        raise TvmsepError(
+            f"the compiled network differs from the model by {worst:.1e} of its largest output "
+            f"(allowed: {allowed:.0e}); nothing was written. Please report this model."
+        )
+    return check
+
+
+def verify(bundle: str | os.PathLike[str], model: Any, **how: Any) -> Check:
+    """Compare a bundle's outputs with those of the model it was made from.
+
+    Args:
+        bundle: a `.tvmsep` file.
+        model: as for `tune`.
+        **how: `shapes` and `example_inputs` as for `tune`.
+
+    Raises:
+        TvmsepError: they differ, or do not fit each other.
+    """
+    from tvmsep.bundle import Package
+
+    with Package(bundle) as package:
+        package.check_host()
+        manifest = package.manifest
+    counts = [v.threads for v in manifest.variants]
+    prepared = prepare(model, target=manifest.target, threads=counts, **how)
+    ours = [(t.name, t.shape, t.dtype) for t in manifest.inputs]
+    theirs = [(t.name, t.shape, t.dtype) for t in prepared.imported.inputs]
+    if ours != theirs:
+        raise InputError(f"{bundle} takes {ours}, the model takes {theirs}: not the same network")
+    return check_bundle(Path(bundle), prepared)

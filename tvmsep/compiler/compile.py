@@ -1,0 +1,72 @@
+"""From the Relax module to a linked library: our own pass list, so that nothing is re-scheduled."""
+
+from __future__ import annotations
+
+import re
+import tempfile
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from tvmsep.codegen import link_shared
+from tvmsep.compiler.fallback import schedule_rest
+from tvmsep.contracts import Target
+
+if TYPE_CHECKING:
+    from tvm import IRModule
+
+
+def lower(mod: IRModule, target: Target) -> IRModule:
+    """Legalise and fuse what is left of Relax, schedule it, plan memory, lower to VM calls."""
+    import tvm
+    from tvm.relax import transform as rt
+
+    def run(m: IRModule, *passes: Any) -> IRModule:
+        return tvm.transform.Sequential(list(passes))(m)
+
+    with tvm.target.Target(target.tvm_dict()):
+        mod = run(mod, rt.LegalizeOps(), rt.AnnotateTIROpPattern(), rt.FuseOps(), rt.FuseTIR())
+        mod = run(mod, rt.RewriteDataflowReshape())
+        mod = schedule_rest(mod, target)
+        return run(
+            mod,
+            rt.ToNonDataflow(),
+            rt.RemovePurityChecking(),
+            rt.CallTIRRewrite(),
+            rt.StaticPlanBlockMemory(),
+            rt.LowerAllocTensor(),
+            rt.KillAfterLastUse(),
+            rt.LowerRuntimeBuiltin(),
+            rt.ComputePrimValue(),
+            rt.VMShapeLower(),
+            rt.AttachGlobalSymbol(),
+        )
+
+
+def peak_bytes(lowered: IRModule) -> int:
+    """Bytes of the statically planned activations: every storage that the VM function allocates."""
+    text = lowered["main"].script(show_meta=False)
+    sizes = re.findall(r"alloc_storage\(R\.shape\(\[(\d+)\]\)", text)
+    return sum(map(int, sizes))
+
+
+def compile_library(lowered: IRModule, target: Target) -> bytes:
+    """Compile a lowered module and link it; returns the shared library.
+
+    Raises:
+        LinkError: with the linker's words.
+    """
+    import tvm
+    from tvm import relax
+
+    ex = relax.build(
+        lowered, tvm.target.Target(target.tvm_dict()), relax_pipeline=None, tir_pipeline="s_tir"
+    )
+    with tempfile.TemporaryDirectory(prefix="tvmsep-") as folder:
+        out = Path(folder) / "lib.so"
+
+        def link(output: str, objects: list[str], **_: Any) -> None:
+            link_shared([Path(o) for o in objects], Path(output), target)
+
+        link.output_format = "so"  # type: ignore[attr-defined]
+        ex.export_library(str(out), fcompile=link, workspace_dir=folder)
+        return out.read_bytes()
