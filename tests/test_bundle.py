@@ -168,13 +168,21 @@ def wait_for(condition: Callable[[], bool], timeout_s: float = 10) -> bool:
     return condition()
 
 
-def test_close_ends_the_thread(affine_path: Path) -> None:
-    before = workers()
-    net = Bundle.load(affine_path)
-    assert workers() == before + 1
+def os_threads() -> int:
+    return len(os.listdir("/proc/self/task")) if sys.platform.startswith("linux") else 0
+
+
+def test_close_ends_the_threads(affine_path: Path) -> None:
+    assert wait_for(lambda: workers() == 0)
+    time.sleep(0.5)  # those of bundles closed before
+    before = os_threads()
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        net = Bundle.load(affine_path, threads=4)
+    assert workers() == 1
     net.close()
     net.close()
-    assert workers() == before
+    assert workers() == 0 and wait_for(lambda: os_threads() <= before)
     with pytest.raises(BundleError, match="closed"):
         net(noise(0))
 

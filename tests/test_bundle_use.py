@@ -215,8 +215,11 @@ def test_cli_bench_and_show(affine_path: Path) -> None:
     assert 20e6 < answer["process_peak_rss_bytes"] < 300e6
     table = tvmsep("bench", affine_path, "--threads", "1", "--runs", 20).stdout.splitlines()
     assert table[0].split()[:2] == ["threads", "median"] and "20 runs each" in table[2]
+    error = tvmsep("bench", affine_path, "--threads", "3", "--runs", 4).stderr
+    assert f"\nwarning: {affine_path} was tuned for 1, 2 threads and runs on 3" in f"\n{error}"
     error = tvmsep("bench", affine_path, "--threads", "1,x", code=2).stderr
     assert error.startswith("error: --threads 1,x: give different counts")
+    assert error.count("\n") == 1
     text = tvmsep("show", affine_path).stdout
     assert "2 of 9 lines used" in text and "SHA-256 of all members is right" in text
     assert json.loads(tvmsep("show", affine_path, "--json").stdout)["name"] == "affine"

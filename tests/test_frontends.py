@@ -48,7 +48,7 @@ def test_names_shapes_and_source_are_the_models_own(tmp_path: Path) -> None:
     assert imported.source["kind"] == "onnx" and len(imported.source["sha256"]) == 64
     assert_matches_reference(imported)
     main = imported.module["main"]
-    assert [p.name_hint for p in main.params] == ["in_a", "in_b"]
+    assert [p.name for p in main.params] == ["in_a", "in_b"]
     assert not main.attrs or "num_input" not in main.attrs
 
 
@@ -200,10 +200,8 @@ def test_a_shared_tensor_is_computed_once() -> None:
 def test_bindings_are_named_after_nodes() -> None:
     proto = conv_relu()
     proto.graph.node[0].name = "/features.0/Conv"
-    names = [
-        b.var.name_hint for block in load_model(proto).module["main"].body.blocks
-        for b in block.bindings
-    ]  # fmt: skip
+    (block,) = load_model(proto).module["main"].body.blocks
+    names = [binding.var.name for binding in block.bindings]
     assert "features_0_Conv" in names
 
 
@@ -264,6 +262,9 @@ def quantised() -> onnx.ModelProto:
     return model(nodes, X, {"s": np.float32(0.1), "z": np.uint8(128)})
 
 
+QLINEAR = {"s": np.float32(0.1), "z": np.uint8(0), "w": np.zeros((1, 8, 1, 1), "uint8")}
+
+
 @pytest.mark.parametrize(
     ("proto", "message"),
     [
@@ -276,6 +277,10 @@ def quantised() -> onnx.ModelProto:
         ),
         (foreign(), "node f1 uses com.microsoft.FusedConv"),
         (dangling(), "reads nowhere, which nothing before it provides"),
+        (
+            model([node("QLinearConv", "x s z w s z s z")], X, QLINEAR),
+            "QLinearConv.* quantises: integer models",
+        ),
         (quantised(), "quantises: integer models are not supported"),
         (conv_relu(opset=6), "uses opset 6; opset 7 and later"),
     ],

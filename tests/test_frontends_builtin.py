@@ -7,6 +7,7 @@ from pathlib import Path
 
 import numpy as np
 import onnx
+import onnxruntime
 import pytest
 from test_frontends_helpers import assert_matches_reference, floats, operators, run
 
@@ -41,21 +42,27 @@ def test_architecture(name: str) -> None:
 
 @pytest.mark.parametrize(
     "spec",
-    [f"{name}:resolution=64,classes=50" for name in PARAMETERS]
-    + ["mobilenet_v1:width=0.75,resolution=48,batch=2,seed=3", "mobilenet_v2:width=1.4,resolution=40"]
-    + ["mobilenet_v3_large:width=0.35,resolution=33", "efficientnet_lite0:resolution=50"],
-)  # fmt: skip
-def test_import_is_right_and_the_signal_lives(spec: str) -> None:
+    [f"{name}:resolution=32,classes=10" for name in PARAMETERS]
+    + ["mobilenet_v1:width=0.25,resolution=45,batch=2,seed=3"],
+)
+def test_import_is_right(spec: str) -> None:
     imported = load_model(spec)
     assert "random weights" in imported.name
     assert imported.preprocess is not None and imported.labels is None
     assert imported.source["kind"] == "builtin" and imported.source["spec"] == spec
     assert_matches_reference(imported)
-    shape = imported.inputs[0].shape
-    a, b = (imported.reference([floats(*shape, seed=s)])[0] for s in (1, 2))
-    assert np.isfinite(a).all()
-    assert np.linalg.norm(a - b) > 0.2 * np.linalg.norm(a), "the output ignores the input"
-    assert 0.05 < a.std(axis=1).min() and a.std() < 50, "the signal died or exploded"
+
+
+@pytest.mark.parametrize(("resolution", "share"), [(224, 0.4), (32, 0.1)])
+@pytest.mark.parametrize("name", PARAMETERS)
+def test_the_signal_lives(name: str, resolution: int, share: float) -> None:
+    """Or else comparing two implementations would prove nothing."""
+    proto = builtin_proto(f"{name}:resolution={resolution}")
+    session = onnxruntime.InferenceSession(proto.SerializeToString())
+    shape = (1, 3, resolution, resolution)
+    a, b = (session.run(None, {"input": floats(*shape, seed=s)})[0] for s in (1, 2))
+    assert np.linalg.norm(a - b) > share * np.linalg.norm(a), "the output ignores the input"
+    assert 0.1 < a.std() < 20, "the signal died or exploded"
 
 
 def test_random_weights_are_seeded() -> None:

@@ -9,10 +9,11 @@ is far wider.
 
 from __future__ import annotations
 
+import contextlib
 import os
 import re
+import secrets
 import struct
-import tempfile
 import zlib
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
@@ -111,31 +112,27 @@ def write_file(path: Path, fill: Callable[[BinaryIO], object]) -> None:
     Raises:
         BundleError: the operating system refused; nothing is left behind.
     """
-    temporary = None
+    temporary = path.parent / f".tvmsep-{secrets.token_hex(8)}"
     try:
-        handle, temporary = tempfile.mkstemp(prefix=f".{path.name}.", dir=path.parent)
-        with os.fdopen(handle, "wb") as file:
+        with open(temporary, "xb") as file:
             fill(file)
             file.flush()
             os.fsync(file.fileno())
-        os.chmod(temporary, 0o666 & ~_umask())
         os.replace(temporary, path)
-        temporary = None
         _sync_folder(path.parent)
     except OSError as error:
-        raise BundleError(
-            f"cannot write {path}: {error.strerror or error}; "
-            "choose a place with write permission and room"
-        ) from error
+        raise cannot_write(path, error) from error
     finally:
-        if temporary is not None:
+        with contextlib.suppress(OSError):  # renamed, or never made
             os.unlink(temporary)
 
 
-def _umask() -> int:
-    mask = os.umask(0o077)
-    os.umask(mask)
-    return mask
+def cannot_write(path: Path, error: OSError) -> BundleError:
+    """The message for a file or folder that the operating system refused."""
+    return BundleError(
+        f"cannot write {path}: {error.strerror or error}; "
+        "choose a place with write permission and room"
+    )
 
 
 def _sync_folder(folder: Path) -> None:

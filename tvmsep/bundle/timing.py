@@ -11,9 +11,9 @@ import msgspec
 from tvmsep.bundle.load import Bundle
 from tvmsep.contracts import InputError
 
-_ROUNDS = 10
-_SETTLE_S = 0.02
-"""Idle threads of one bundle spin for a while before they sleep; the next one waits for that."""
+_ROUNDS = 5
+_SETTLE_S = 0.25
+"""TVM's idle threads spin for a while before they sleep: the next bundle waits for that."""
 
 
 class BenchResult(msgspec.Struct, frozen=True, kw_only=True):
@@ -50,7 +50,7 @@ def bench(bundles: Sequence[Bundle], runs: int = 100) -> list[BenchResult]:
     for i in range(rounds):
         share = runs // rounds + (i < runs % rounds)
         for bundle, mine in zip(bundles, times, strict=True):
-            if len(bundles) > 1:
+            if len(bundles) > 1 and any(b.threads > 1 for b in bundles):
                 time.sleep(_SETTLE_S)
             mine += bundle.time(share, warmup=3)
     return [_summary(b, t) for b, t in zip(bundles, times, strict=True)]

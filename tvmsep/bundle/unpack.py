@@ -4,16 +4,16 @@ from __future__ import annotations
 
 import io
 import os
+import secrets
 import shutil
 import tarfile
-import tempfile
 from pathlib import Path
 from typing import BinaryIO, Literal
 
-from tvmsep.bundle.archive import write_file
+from tvmsep.bundle.archive import cannot_write, write_file
 from tvmsep.bundle.package import Package
 from tvmsep.bundle.runtime import allowed_cpus
-from tvmsep.contracts import BundleError, InputError
+from tvmsep.contracts import InputError
 
 Format = Literal["so", "tar", "dir"]
 
@@ -67,24 +67,18 @@ def export(
 def _write_folder(out: Path, contents: dict[str, bytes]) -> None:
     if out.is_dir() and any(out.iterdir()):
         raise InputError(f"{out} is a folder with something in it; name one that isn't there")
-    temporary = None
+    temporary = out.parent / f".tvmsep-{secrets.token_hex(8)}"
     try:
-        temporary = Path(tempfile.mkdtemp(prefix=f".{out.name}.", dir=out.parent))
+        temporary.mkdir()
         for name, data in contents.items():
             file = temporary / name
             file.parent.mkdir(exist_ok=True)
             file.write_bytes(data)
-        temporary.chmod(0o755)
         os.replace(temporary, out)
-        temporary = None
     except OSError as error:
-        raise BundleError(
-            f"cannot write {out}: {error.strerror or error}; "
-            "choose a place with write permission and room"
-        ) from error
+        raise cannot_write(out, error) from error
     finally:
-        if temporary is not None:
-            shutil.rmtree(temporary)
+        shutil.rmtree(temporary, ignore_errors=True)  # renamed, or never made
 
 
 def _write_tar(file: BinaryIO, top: str, contents: dict[str, bytes]) -> None:

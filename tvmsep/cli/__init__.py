@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import sys
+import warnings
+from typing import TextIO
 
 
 def main() -> None:
@@ -13,6 +15,7 @@ def main() -> None:
             file=sys.stderr,
         )
         raise SystemExit(2)
+    warnings.showwarning = _show_warning
     from tvmsep.cli.app import app
     from tvmsep.contracts import TvmsepError
 
@@ -21,3 +24,15 @@ def main() -> None:
     except TvmsepError as error:
         print(f"error: {error}", file=sys.stderr)
         raise SystemExit(error.exit_code) from None
+
+
+def _show_warning(
+    message: Warning | str,
+    category: type[Warning],
+    filename: str,
+    lineno: int,
+    file: TextIO | None = None,
+    line: str | None = None,
+) -> None:
+    """A warning as one line, without the place in our code that gave it."""
+    print(f"warning: {message}", file=file or sys.stderr)

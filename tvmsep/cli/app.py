@@ -6,7 +6,7 @@ from typing import Annotated
 
 import typer
 
-from tvmsep.cli import bundle_cmds
+from tvmsep.cli import bundle_cmds, model_cmds
 
 # Without markup Typer writes plain help and doesn't import rich: 70 ms of a 300 ms budget.
 app = typer.Typer(
@@ -37,4 +37,5 @@ def tvmsep(
     """Autotune depthwise-separable CNNs with Apache TVM and ship them as bundles."""
 
 
+model_cmds.register(app)
 bundle_cmds.register(app)

@@ -23,6 +23,7 @@ if TYPE_CHECKING:
     import onnx
 
 _CONTROL_FLOW = ("If", "Loop", "Scan")
+_INTEGER_OPS = ("QLinearConv", "QLinearMatMul", "ConvInteger", "MatMulInteger")
 
 
 def to_relax(model: onnx.ModelProto) -> tvm.IRModule:
@@ -31,8 +32,8 @@ def to_relax(model: onnx.ModelProto) -> tvm.IRModule:
     Raises:
         ModelError: an operator, or what it is asked to do, is not supported.
     """
-    model = _expand_functions(model)
     _check_dtypes(model.graph)
+    model = _expand_functions(model)
     importer = _Importer()
     with warnings.catch_warnings(), contextlib.redirect_stdout(io.StringIO()):
         warnings.simplefilter("ignore")  # stock warns of renamed inputs; we keep the names
@@ -92,7 +93,7 @@ def _check_dtypes(graph: onnx.GraphProto) -> None:
                 "model in float32"
             )
     for node in graph.node:
-        if "QuantizeLinear" in node.op_type or node.op_type in ("QLinearConv", "ConvInteger"):
+        if "quantize" in node.op_type.lower() or node.op_type in _INTEGER_OPS:
             raise ModelError(
                 f"node {node.name} ({node.op_type}) quantises: integer models are not supported; "
                 "give the float32 model it was made from"

@@ -112,6 +112,11 @@ class RandomWeights:
         """See `Weights`."""
         oc, ic, kh, kw = shape
         weight = self._rng.standard_normal(shape) * np.sqrt(2 / (ic * kh * kw))
+        if ic == 1 and kh * kw > 1:
+            # Half of a depthwise kernel's energy in its centre: on a small map most other taps
+            # read padding, and the input would fade.
+            weight *= np.sqrt(0.5)
+            weight[..., kh // 2, kw // 2] += self._rng.standard_normal((oc, 1))
         groups = len(self._mean) // ic
         source = np.arange(oc)[:, None] // (oc // groups) * ic + np.arange(ic)
         mean = (weight.sum((2, 3)) * self._mean[source]).sum(1)

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
+from pathlib import Path
 from types import TracebackType
 from typing import Self
 
 from tvmsep.contracts import BoardError, Config, Failure, Target, Task
-from tvmsep.measure import builder, session
+from tvmsep.measure import builder, peak, session
 from tvmsep.measure.local import LOCAL_KEY, LocalServer
 from tvmsep.measure.lock import HostLock, Scratch
 from tvmsep.measure.results import Board, Built, Failed, Measured
@@ -36,7 +37,7 @@ class Farm:
 
     Args:
         target: what all candidates are compiled for.
-        builders: worker processes that compile; None for one a core.
+        builders: worker processes that compile; None for one a core, 0 to measure only.
         board: a running RPC server, reached at its host and port under its key.
         tracker: host and port of a TVM RPC tracker that lends boards under `key`.
         key: the tracker's key for the board.
@@ -75,12 +76,13 @@ class Farm:
         self._server: LocalServer | None = None
         self._runner: Worker | None = None
         self._pool: Pool | None = None
-        self._connected = False
+        self._connected = self._closed = False
         self._lock = HostLock(lock_timeout_s)
         self._scratch = Scratch("tvmsep-build-")
         try:
             # Workers import TVM while the server starts: nothing waits for them here.
-            self._pool = Pool(builders or host_cores(), builder.warm, {"TVM_USE_RUNTIME_LIB": "0"})
+            count = host_cores() if builders is None else builders
+            self._pool = Pool(count, builder.warm, {"TVM_USE_RUNTIME_LIB": "0"})
             self._runner = self._start_runner()
             if board is None and tracker is None:
                 self._server = LocalServer(max(target.cores, host_cores()))
@@ -113,6 +115,7 @@ class Farm:
 
     def close(self) -> None:
         """End every process and remove every file. Safe to call again."""
+        self._closed = True
         if self._pool is not None:
             self._pool.close()
         if self._runner is not None:
@@ -121,6 +124,10 @@ class Farm:
             self._server.stop()
         self._lock.close()
         self._scratch.close()
+
+    def _check_open(self) -> None:
+        if self._closed:
+            raise RuntimeError("this farm is closed")
 
     # Building
 
@@ -133,7 +140,10 @@ class Farm:
             TvmsepError: something that no candidate is to blame for: no linker, the host's
                 lock was never free.
         """
+        self._check_open()
         assert self._pool is not None
+        if not self._pool.workers:
+            raise RuntimeError("this farm was made without builders")
         calls = [(task, self.target, config, self._scratch.path) for task, config in jobs]
         with self._lock.hold(exclusive=False):
             answers = self._pool.map(builder.build_candidate, calls, self._build_timeout_s)
@@ -198,6 +208,31 @@ class Farm:
             words = self._server.last_words() if self._server is not None else ""
             return Failed("runtime_error", words or str(exc))
 
+    def peak_flops_per_core(self) -> float:
+        """The board's FMA peak of one core in FLOP/s, measured in about a second.
+
+        Raises:
+            BoardError: the board does not answer, or cannot run the target's code.
+        """
+        self.connect()
+        assert self._pool is not None and self._runner is not None
+        call = (self.target, self._scratch.path)
+        (library,) = self._pool.map(peak.build, [call], self._build_timeout_s)
+        if not isinstance(library, Path):
+            raise BoardError(f"cannot compile for target {self.target.name}: {library}")
+        with self._lock.hold(exclusive=True):
+            try:
+                flops = self._runner.call(
+                    session.peak_flops, library, self.target, limit_s=self._run_timeout_s
+                )
+            except (WorkerDied, WorkerTimeout, WorkerError) as exc:
+                self._connected = False
+                raise BoardError(
+                    f"board {self.board.name} does not run code for {self.target.name}: {exc}; "
+                    "is it the right target?"
+                ) from exc
+        return float(flops)
+
     def connect(self) -> Board:
         """Open a session now, so that a wrong address shows before anything is built.
 
@@ -214,6 +249,7 @@ class Farm:
 
     def _connect(self) -> str:
         """See that the runner holds a fresh session; why not, or ""."""
+        self._check_open()
         try:
             if self._runner is None or not self._runner.alive:
                 if self._runner is not None:

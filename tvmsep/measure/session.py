@@ -12,6 +12,7 @@ import itertools
 import time
 from collections import OrderedDict
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -19,7 +20,7 @@ import numpy as np
 from tvmsep.codegen import example_inputs, reference, relative_error
 from tvmsep.codegen.reference import Array, unblock
 from tvmsep.contracts import BoardError, Target, Task
-from tvmsep.measure import harness
+from tvmsep.measure import harness, peak
 from tvmsep.measure.results import Built, Failed, Measured, shorten
 
 TOLERANCE = 1e-4
@@ -194,6 +195,12 @@ class Session:
         stamps = run(min(count, harness.MAX_REPEATS))
         return Measured(tuple(int(ns) / 1e9 for ns in stamps[:, 1] - stamps[:, 0]), error)
 
+    def peak_flops(self, library: Path, target: Target) -> float:
+        """FLOP/s of one core, with a library that `peak.build` made."""
+        name = "peak.so"
+        self._remote.upload(str(library), name)
+        return peak.measure(self._remote, self._remote.load_module(name), target)
+
 
 def _repeats(each_s: float) -> int:
     """How many repeats of `each_s` seconds make a trial."""
@@ -253,6 +260,12 @@ def prepare(task: Task, target: Target) -> None:
     """`Session.prepare` on the worker's session."""
     assert _open is not None
     _open.prepare(task, target)
+
+
+def peak_flops(library: Path, target: Target) -> float:
+    """`Session.peak_flops` on the worker's session."""
+    assert _open is not None
+    return _open.peak_flops(library, target)
 
 
 def measure(task: Task, built: Built, repeats: int | None) -> Measured | Failed:

@@ -1,0 +1,1 @@
+"""Measured logs of real targets, one folder a target: data only."""

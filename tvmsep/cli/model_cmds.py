@@ -1,0 +1,309 @@
+"""Verbs that start from a model: `tune`, `build`, `verify`, `inspect`; and `targets`."""
+
+from __future__ import annotations
+
+import json
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from tvmsep.cli import options
+from tvmsep.cli.options import (
+    AsJson,
+    LabelsOption,
+    Model,
+    PreprocessOption,
+    ShapesOption,
+    TargetName,
+    Threads,
+)
+from tvmsep.contracts import InputError
+
+if TYPE_CHECKING:
+    from tvmsep.api import Report
+
+Output = Annotated[
+    Path | None,
+    typer.Option("--output", "-o", metavar="FILE", help="The bundle; by default MODEL.tvmsep."),
+]
+
+
+def register(app: typer.Typer) -> None:
+    """Add the verbs to the command line."""
+    for verb in (tune, build, verify, inspect, targets):
+        app.command()(verb)
+
+
+def _say(text: str) -> None:
+    print(text, file=sys.stderr, flush=True)
+
+
+def _out(output: Path | None, model: str) -> Path:
+    if output is not None:
+        return output
+    stem = Path(model).stem if "/" in model or model.endswith((".onnx", ".pt2")) else model
+    safe = "".join(c if c.isalnum() or c in "._-" else "_" for c in stem.removeprefix("zoo:"))
+    return Path(f"{safe}.tvmsep")
+
+
+def tune(
+    model: Model,
+    output: Output = None,
+    target: TargetName = "local",
+    threads: Threads = None,
+    budget: Annotated[
+        str | None,
+        typer.Option(metavar="TIME", help="Stop after 90s, 3m, 1h; by default at a plateau."),
+    ] = None,
+    trials: Annotated[
+        int | None, typer.Option(min=1, help="Stop after so many trials of this run.")
+    ] = None,
+    log: Annotated[
+        Path | None,
+        typer.Option(help="Log to go on with and append to; by default beside the bundle."),
+    ] = None,
+    seed: Annotated[int, typer.Option(min=0, help="Fixes every random choice.")] = 0,
+    rpc: Annotated[
+        str | None,
+        typer.Option(metavar="HOST:PORT", help="RPC tracker that lends boards of the target."),
+    ] = None,
+    key: Annotated[str, typer.Option(help="The boards' key at the tracker.")] = "",
+    builders: Annotated[
+        int | None, typer.Option(min=1, help="Compiling processes; by default one a core.")
+    ] = None,
+    shape: ShapesOption = None,
+    preprocess: PreprocessOption = None,
+    labels: LabelsOption = None,
+    as_json: AsJson = False,
+) -> None:
+    """Tune a model on this host or over RPC and write a bundle."""
+    from tvmsep import api
+    from tvmsep.cli.progress import TuneProgress, summary
+
+    if key and rpc is None:
+        raise InputError("--key names boards at a tracker: give --rpc HOST:PORT too")
+    with TuneProgress() as progress:
+        report = api.tune(
+            model,
+            out=_out(output, model),
+            target=target,
+            threads=options.thread_counts(threads),
+            budget_s=options.seconds(budget),
+            trials=trials,
+            log=log,
+            seed=seed,
+            shapes=options.shapes(shape),
+            preprocess=options.preprocess(preprocess),
+            labels=options.labels(labels),
+            tracker=options.address(rpc) if rpc else None,
+            key=key,
+            builders=builders,
+            progress=progress,
+            say=_say,
+        )
+    if report.result is not None:
+        _say(f"tuning ended ({report.result.reason}): {summary(report.result.state)}")
+    _print_report(report, as_json)
+
+
+def build(
+    model: Model,
+    output: Output = None,
+    target: TargetName = "local",
+    threads: Threads = None,
+    log: Annotated[
+        list[Path] | None,
+        typer.Option(help="Tuning log or bundle to take configs from; repeat for several."),
+    ] = None,
+    logs: Annotated[
+        bool, typer.Option("--logs/--no-logs", help="Use the logs that ship with tvmsep.")
+    ] = True,
+    shape: ShapesOption = None,
+    preprocess: PreprocessOption = None,
+    labels: LabelsOption = None,
+    as_json: AsJson = False,
+) -> None:
+    """Build a bundle without measuring, from logs or from analytic defaults."""
+    from tvmsep import api
+
+    if log and not logs:
+        raise InputError("--log and --no-logs contradict each other: give one of them")
+    report = api.build(
+        model,
+        out=_out(output, model),
+        target=target,
+        threads=options.thread_counts(threads),
+        logs=log if log else (None if logs else ()),
+        shapes=options.shapes(shape),
+        preprocess=options.preprocess(preprocess),
+        labels=options.labels(labels),
+        say=_say,
+    )
+    _print_report(report, as_json)
+
+
+def _print_report(report: Report, as_json: bool) -> None:
+    import msgspec
+
+    size = report.path.stat().st_size
+    if as_json:
+        print(
+            json.dumps(
+                {
+                    "bundle": str(report.path),
+                    "bytes": size,
+                    "tasks": report.tasks,
+                    "tuned_tasks": report.tuned,
+                    "check": msgspec.to_builtins(report.check),
+                    "variants": msgspec.to_builtins(report.manifest.variants),
+                }
+            )
+        )
+        return
+    for line in report.check.lines():
+        print(line)
+    for v in report.manifest.variants:
+        estimate = "" if v.estimate_s is None else f", tasks sum to {v.estimate_s * 1e3:.2f} ms"
+        print(f"{v.threads} thread(s): peak RAM {v.peak_ram_bytes / 1e6:.1f} MB{estimate}")
+    print(f"{report.tuned} of {report.tasks} kernels run a measured config")
+    print(f"wrote {report.path} ({size / 1e6:.1f} MB)")
+
+
+def verify(
+    bundle: Annotated[Path, typer.Argument(metavar="BUNDLE", help="A .tvmsep file.")],
+    model: Model,
+    shape: ShapesOption = None,
+    as_json: AsJson = False,
+) -> None:
+    """Compare a bundle's outputs with those of the model it was made from."""
+    import msgspec
+
+    from tvmsep import api
+
+    check = api.verify(bundle, model, shapes=options.shapes(shape))
+    if as_json:
+        print(json.dumps(msgspec.to_builtins(check)))
+        return
+    for line in check.lines():
+        print(line)
+    print(f"{bundle} computes what {model} computes")
+
+
+def inspect(
+    model: Model,
+    target: TargetName = "local",
+    threads: Annotated[int | None, typer.Option(min=1, help="Threads to plan for.")] = None,
+    savings: Annotated[
+        bool,
+        typer.Option(help="Measure each separable block against a standard convolution here."),
+    ] = False,
+    budget: Annotated[
+        str | None, typer.Option(metavar="TIME", help="With --savings: tune both forms first.")
+    ] = None,
+    log: Annotated[
+        Path | None, typer.Option(help="With --savings: log to take configs from and append to.")
+    ] = None,
+    shape: ShapesOption = None,
+    as_json: AsJson = False,
+) -> None:
+    """Show a model's layers, what they cost, and what separability saves."""
+    from tvmsep import api
+
+    if (budget or log) and not savings:
+        raise InputError("--budget and --log belong to --savings: give it too")
+    prepared = api.prepare(
+        model,
+        target=target,
+        threads=[threads] if threads else None,
+        shapes=options.shapes(shape),
+    )
+    (plan,) = prepared.plans.values()
+    if savings:
+        from tvmsep.cli.savings import show_savings
+
+        show_savings(prepared, plan, options.seconds(budget), log, as_json)
+    else:
+        _show_layers(prepared.imported.name, plan, as_json)
+
+
+def _show_layers(name: str, plan: Any, as_json: bool) -> None:
+    import msgspec
+
+    from tvmsep.cli.table import print_table
+    from tvmsep.report import blocks, layers
+
+    rows, pairs = layers(plan), blocks(plan)
+    totals = {k: sum(getattr(r, k) for r in rows) for k in ("macs", "params", "bytes")}
+    if as_json:
+        text = {
+            "model": name,
+            "layers": msgspec.to_builtins(rows),
+            "blocks": [{**msgspec.to_builtins(b), "saving": b.saving} for b in pairs],
+            "totals": totals,
+        }
+        print(json.dumps(text))
+        return
+
+    def image(shape: tuple[int, int, int, int]) -> str:
+        n, c, h, w = shape
+        return f"{h}x{w}x{c}" if n == 1 else f"{n}x{h}x{w}x{c}"
+
+    head = (
+        "layer", "op", "epilogue", "kernel", "stride", "groups", "input", "output", "MACs",
+        "params", "bytes", "FLOP/byte", "template",
+    )  # fmt: skip
+    cells = [
+        [
+            r.name, r.op, r.epilogue, r.kernel, r.stride, str(r.groups), image(r.input),
+            image(r.output), f"{r.macs:,}", f"{r.params:,}", f"{r.bytes:,}",
+            f"{r.flop_per_byte:.1f}", r.template,
+        ]
+        for r in rows
+    ]  # fmt: skip
+    cells.append(
+        ["total", *[""] * 7, *(f"{totals[k]:,}" for k in ("macs", "params", "bytes")), "", ""]
+    )
+    print_table(head, cells, left=3, title=name)
+    if not pairs:
+        return
+    print()
+    print_table(
+        ("separable block", "M>N", "kernel", "output", "standard", "dw + pw", "times fewer"),
+        [
+            [
+                b.name, f"{b.in_channels}>{b.out_channels}", f"{b.kernel[0]}x{b.kernel[1]}",
+                f"{b.output[0]}x{b.output[1]}", f"{b.standard:,}", f"{b.separable:,}",
+                f"{b.saving:.1f}",
+            ]
+            for b in pairs
+        ],
+        title="Multiplications: N Dp^2 Dk^2 M against M Dp^2 (Dk^2 + N); ratio 1/N + 1/Dk^2",
+    )  # fmt: skip
+
+
+def targets(as_json: AsJson = False) -> None:
+    """List the targets and say which fits this host."""
+    import msgspec
+
+    from tvmsep.cli.table import print_table
+    from tvmsep.contracts import TargetError
+    from tvmsep.targets import load_target, local_target, misfit, target_names
+
+    known = [load_target(n) for n in target_names()]
+    try:
+        local = local_target().name
+    except TargetError:
+        local = ""
+    if as_json:
+        print(json.dumps([{**msgspec.to_builtins(t), "local": t.name == local} for t in known]))
+        return
+    print_table(
+        ("target", "description", "this host"),
+        [
+            [t.name, t.description, "local" if t.name == local else (misfit(t) or "runs it")]
+            for t in known
+        ],
+        left=3,
+    )

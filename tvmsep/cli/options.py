@@ -1,0 +1,127 @@
+"""What several verbs share: parsing of durations, thread lists, shapes, files."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from tvmsep.contracts import InputError
+
+if TYPE_CHECKING:
+    from tvmsep.contracts.preprocess import Preprocess
+
+Model = Annotated[
+    str,
+    typer.Argument(
+        metavar="MODEL",
+        help="An .onnx or .pt2 file, a built-in (mobilenet_v2:width=0.5), or zoo:NAME.",
+    ),
+]
+TargetName = Annotated[
+    str, typer.Option("--target", help="A target's name or TOML file; local fits this host.")
+]
+Threads = Annotated[
+    str | None,
+    typer.Option("--threads", metavar="N[,N]", help="Thread counts; by default all cores."),
+]
+ShapesOption = Annotated[
+    list[str] | None,
+    typer.Option("--shape", metavar="NAME=1,3,224,224", help="Fix a dynamic input's shape."),
+]
+PreprocessOption = Annotated[
+    Path | None,
+    typer.Option("--preprocess", metavar="TOML", help="How a picture becomes the input."),
+]
+LabelsOption = Annotated[
+    Path | None, typer.Option("--labels", metavar="FILE", help="Class names, one a line.")
+]
+AsJson = Annotated[bool, typer.Option("--json", help="Print JSON instead of a table.")]
+
+_UNITS = {"": 1.0, "s": 1.0, "m": 60.0, "min": 60.0, "h": 3600.0}
+
+
+def seconds(text: str | None, flag: str = "--budget") -> float | None:
+    """`90`, `90s`, `3m`, `1.5h` as seconds.
+
+    Raises:
+        InputError: anything else, or nothing.
+    """
+    if text is None:
+        return None
+    found = re.fullmatch(r"(\d+(?:\.\d+)?)\s*([a-z]*)", text.strip().lower())
+    if not found or found.group(2) not in _UNITS or float(found.group(1)) <= 0:
+        raise InputError(f"{flag} {text!r} is not a duration: write 90s, 3m or 1h")
+    return float(found.group(1)) * _UNITS[found.group(2)]
+
+
+def thread_counts(text: str | None) -> list[int] | None:
+    """`1,2` as numbers.
+
+    Raises:
+        InputError: not a list of positive numbers.
+    """
+    if text is None:
+        return None
+    parts = [p.strip() for p in text.split(",")]
+    if not all(p.isdigit() and int(p) > 0 for p in parts):
+        raise InputError(f"--threads {text!r} is not a list of thread counts: write 2 or 1,2")
+    return sorted({int(p) for p in parts})
+
+
+def shapes(items: list[str] | None) -> dict[str, tuple[int, ...]] | None:
+    """`name=1,3,224,224`, several times, as a dictionary.
+
+    Raises:
+        InputError: a malformed item.
+    """
+    result: dict[str, tuple[int, ...]] = {}
+    for item in items or []:
+        name, _, dims = item.rpartition("=")
+        parts = [d.strip() for d in dims.split(",")]
+        if not name or not all(p.isdigit() and int(p) > 0 for p in parts):
+            raise InputError(f"--shape {item!r}: write it as name=1,3,224,224")
+        result[name] = tuple(map(int, parts))
+    return result or None
+
+
+def address(text: str, flag: str = "--rpc") -> tuple[str, int]:
+    """`host:port`.
+
+    Raises:
+        InputError: anything else.
+    """
+    host, _, port = text.rpartition(":")
+    if not host or not port.isdigit() or not 0 < int(port) < 65536:
+        raise InputError(f"{flag} {text!r} is not an address: write host:9190")
+    return host, int(port)
+
+
+def preprocess(path: Path | None) -> Preprocess | None:
+    """The preprocessing in a TOML file."""
+    if path is None:
+        return None
+    from tvmsep.bundle import read_preprocess
+
+    return read_preprocess(path)
+
+
+def labels(path: Path | None) -> list[str] | None:
+    """Class names, one a line.
+
+    Raises:
+        InputError: unreadable or empty.
+    """
+    if path is None:
+        return None
+    try:
+        names = [line.strip() for line in path.read_text(encoding="utf-8").splitlines()]
+    except (OSError, UnicodeDecodeError) as error:
+        raise InputError(f"--labels {path}: cannot read it ({error})") from error
+    while names and not names[-1]:
+        names.pop()
+    if not names:
+        raise InputError(f"--labels {path} is empty: write one class name a line")
+    return names

@@ -1,0 +1,68 @@
+"""The FMA peak of one core of a board, measured: what "share of peak" is a share of.
+
+A kernel with nothing but vector multiply-adds on registers, enough of them in flight to hide the
+latency. The best of many short runs counts: nothing can run faster than the peak.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from tvmsep.contracts import Target
+
+if TYPE_CHECKING:
+    from tvm import tirx
+
+_STEPS = 10_000
+_REPEATS = 30
+SYMBOL = "peak"
+
+
+def _accumulators(t: Target) -> int:
+    """More than latency times rate, and well within the registers."""
+    return min(t.vector_registers - 4, max(8, int(1.5 * t.fma_latency_cycles * t.fma_per_cycle)))
+
+
+def kernel(t: Target) -> tirx.PrimFunc:
+    """Parameters: `a [accumulators, lanes]` (read and written), `b [2, lanes]`; a = a * b0 + b1."""
+    import tvm
+
+    source = f"""\
+@T.prim_func(s_tir=True)
+def {SYMBOL}(a: T.Buffer(({_accumulators(t)}, {t.lanes}), "float32"), b: T.Buffer((2, {t.lanes}), "float32")):
+    T.func_attr({{"global_symbol": "{SYMBOL}", "tirx.noalias": True}})
+    for k in range({_STEPS}):
+        for j in T.unroll({_accumulators(t)}):
+            for v in T.vectorized({t.lanes}):
+                a[j, v] = a[j, v] * b[0, v] + b[1, v]
+"""
+    return tvm.script.from_source(source)
+
+
+def measure(remote: Any, module: Any, t: Target) -> float:
+    """FLOP/s of one core, from the compiled kernel on a board."""
+    import numpy as np
+    from tvm import runtime
+
+    device = remote.cpu(0)
+    count = _accumulators(t)
+    a = runtime.empty((count, t.lanes), "float32", device)
+    a.copyfrom(np.ones((count, t.lanes), np.float32))
+    b = runtime.empty((2, t.lanes), "float32", device)
+    b.copyfrom(np.tile(np.array([[0.5], [0.5]], np.float32), (1, t.lanes)))
+    timer = module.time_evaluator(SYMBOL, device, number=5, repeat=_REPEATS)
+    return 2.0 * count * t.lanes * _STEPS / float(min(timer(a, b).results))
+
+
+def build(t: Target, outdir: Path) -> Path:
+    """Compile the kernel into a shared library in `outdir`."""
+    import tvm
+
+    from tvmsep.codegen import link_shared
+
+    obj, out = outdir / "peak.o", outdir / "peak.so"
+    lib = tvm.tirx.build(kernel(t), tvm.target.Target(t.tvm_dict()))
+    lib.write_to_file(str(obj), "o")
+    link_shared([obj], out, t)
+    return out
