@@ -116,9 +116,8 @@ class Conv:
         def fits(c: Mapping[str, Any]) -> bool:
             return bool(c["tile_w"] * c["tile_oc"] <= accumulator_limit(t, c["tile_oc"]))
 
-        pairs = [{"tile_w": a, "tile_oc": b} for a in tile_w for b in tile_oc]
-        best = max(p["tile_w"] * p["tile_oc"] for p in pairs if fits(p))
-        floor = min(best, max(4, t.vector_registers // 4))
+        default = self.default(w, t, threads)
+        floor = min(default.int("tile_w") * default.int("tile_oc"), t.vector_registers // 4)
         return Space(
             {
                 "tile_w": tile_w,

@@ -74,7 +74,10 @@ class Depthwise:
         return w.oc == w.ic and w.in_block == w.out_block or (w.oc % w.ic == 0 and w.in_block > 0)
 
     def compute(self, w: Workload, t: Target, c: Config) -> tirx.PrimFunc:
-        """Parameters: x `in_shape`, w `[c, kh, kw, i]`, bias, residual, out `out_shape`."""
+        """Parameters: x `in_shape`, w `[c, kh, kw, i]`, bias, residual, out `[n, c, oh, ow, i]`.
+
+        `apply` flattens the output's rows and columns.
+        """
         from tvm import te
 
         b = w.out_block
@@ -102,12 +105,12 @@ class Depthwise:
             name="acc",
         )
         out = te.compute(
-            w.out_shape,
-            lambda n, cb, p, i: finish(
+            (w.n, w.out_blocks, w.oh, w.ow, b),
+            lambda n, cb, h, col, i: finish(
                 w.epilogue,
-                acc[n, cb, te.div(p, w.ow), te.indexmod(p, w.ow), i],
+                acc[n, cb, h, col, i],
                 bias[cb, i] if bias is not None else None,
-                res[n, cb, p, i] if res is not None else None,
+                res[n, cb, h * w.ow + col, i] if res is not None else None,
             ),
             name="out",
         )
@@ -118,8 +121,7 @@ class Depthwise:
         limit = t.vector_registers - 2
         tile_w, tile_h = divisors(w.ow, limit), tuple(d for d in (1, 2, 3, 4) if w.oh % d == 0)
         loops = (w.out_split,) if threads > 1 else ("rows", "channels")
-        best = max(a * b for a in tile_w for b in tile_h if a * b <= limit)
-        floor = min(best, 4)
+        floor = min(self.default(w, t, threads).int("tile_w"), 4)
 
         def valid(c: Mapping[str, Any]) -> bool:
             tile = c["tile_w"] * c["tile_h"]
@@ -155,8 +157,7 @@ class Depthwise:
     def apply(self, sch: s_tir.Schedule, w: Workload, t: Target, c: Config) -> None:
         """The docstring's steps, in s_tir primitives."""
         acc, out = sch.get_sblock("acc"), sch.get_sblock("out")
-        n, cb, p, i = sch.get_loops(out)
-        h, col = sch.split(p, [None, w.ow])
+        n, cb, h, col, i = sch.get_loops(out)
         ho, hi = sch.split(h, [None, c.int("tile_h")])
         wo, wi = sch.split(col, [None, c.int("tile_w")])
         if c["loop"] == "rows":  # 4.
@@ -168,6 +169,11 @@ class Depthwise:
             sch.parallel(sch.fuse(n, cb))
         register_tile(sch, acc, wo, ("kh", "kw"), {"kh": 0, "kw": 0}, vector_axis=4)  # 1. to 3.
         finish_tile(sch, (hi, wi), i)
+        # Rows and columns stay apart until here: over a flat index TVM would take a tile of
+        # several rows for all that lies between them.
+        sch.transform_layout(
+            out, ("write", 0), lambda n, c, h, x, i: (n, c, h * w.ow + x, i)
+        )
 
 
 TEMPLATE = Depthwise()

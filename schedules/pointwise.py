@@ -128,8 +128,8 @@ class Pointwise:
                 if d in (1, threads, 2 * threads, 4 * threads, 8 * threads) or d == n <= 32
             }
         )
-        best = max((p * o for p in tile_p for o in tile_oc if _fits(t, p, o)), default=1)
-        floor = min(best, max(4, t.vector_registers // 4))
+        default = self.default(w, t, threads)
+        floor = min(default.int("tile_p") * default.int("tile_oc"), t.vector_registers // 4)
         return Space(
             {
                 "tile_p": tile_p,

@@ -53,7 +53,7 @@ def test_import_is_right(spec: str) -> None:
     assert_matches_reference(imported)
 
 
-@pytest.mark.parametrize(("resolution", "share"), [(224, 0.4), (32, 0.1)])
+@pytest.mark.parametrize(("resolution", "share"), [(224, 0.3), (32, 0.2)])
 @pytest.mark.parametrize("name", PARAMETERS)
 def test_the_signal_lives(name: str, resolution: int, share: float) -> None:
     """Or else comparing two implementations would prove nothing."""
@@ -62,7 +62,7 @@ def test_the_signal_lives(name: str, resolution: int, share: float) -> None:
     shape = (1, 3, resolution, resolution)
     a, b = (session.run(None, {"input": floats(*shape, seed=s)})[0] for s in (1, 2))
     assert np.linalg.norm(a - b) > share * np.linalg.norm(a), "the output ignores the input"
-    assert 0.1 < a.std() < 20, "the signal died or exploded"
+    assert 0.1 < a.std() < 50, "the signal died or exploded"
 
 
 def test_random_weights_are_seeded() -> None:

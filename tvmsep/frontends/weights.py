@@ -97,6 +97,22 @@ class GivenWeights:
         """Given weights need no statistics."""
 
 
+def _balance(weight: Floats) -> Floats:
+    """Kernels [oc, ic, kh, kw] that answer noise and flat areas with the same energy.
+
+    Neighbouring pixels may be independent or nearly equal. A constant added to each kernel makes
+    the sum of its squares (energy after noise) the square of its sum (after a flat area); by
+    Cauchy-Schwarz there always is one. The energy is kept.
+    """
+    n = weight.shape[2] * weight.shape[3]
+    total = weight.sum((2, 3), keepdims=True)
+    energy = (weight**2).sum((2, 3), keepdims=True)
+    root = np.sqrt((n - 1) * (n * energy - total**2))
+    balanced = weight + (np.copysign(root, total) - (n - 1) * total) / (n * (n - 1))
+    kept: Floats = balanced * np.sqrt(energy / (balanced**2).sum((2, 3), keepdims=True))
+    return kept
+
+
 class RandomWeights:
     """Kaiming-like weights and matching statistics, from one seed."""
 
@@ -117,6 +133,8 @@ class RandomWeights:
             # read padding, and the input would fade.
             weight *= np.sqrt(0.5)
             weight[..., kh // 2, kw // 2] += self._rng.standard_normal((oc, 1))
+        if kh * kw > 1:
+            weight = _balance(weight)
         groups = len(self._mean) // ic
         source = np.arange(oc)[:, None] // (oc // groups) * ic + np.arange(ic)
         mean = (weight.sum((2, 3)) * self._mean[source]).sum(1)

@@ -1,0 +1,198 @@
+"""Every template computes what NumPy computes, for any shape, config and target it accepts."""
+
+from __future__ import annotations
+
+import random
+
+import msgspec
+import numpy as np
+import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+
+from tvmsep.codegen import example_inputs, kernel, reference, relative_error
+from tvmsep.contracts import Config, Space, Target, Workload
+from tvmsep.schedules import TEMPLATES, template_for
+from tvmsep.schedules.epilogue import activate, activate_numpy
+from tvmsep.targets import load_target, misfit, target_names
+
+TOLERANCE = 2e-5
+X86 = [n for n in target_names() if n.startswith("x86")]
+RUNNABLE = [n for n in X86 if misfit(load_target(n)) is None]
+
+ACTS = (
+    "relu", "relu6", "hard_swish", "hard_sigmoid", "hard_sigmoid:0.2:0.5", "silu", "sigmoid",
+    "clip:-1:2.5", "leaky_relu:0.1",
+)  # fmt: skip
+
+
+def run(w: Workload, target: Target, config: Config) -> float:
+    """Compile, run, and compare; returns the relative error."""
+    import tvm
+
+    template = template_for(w, target)
+    assert template is not None, w
+    func = kernel(w, target, template.name, config)
+    lib = tvm.compile(tvm.IRModule({"main": func}), target=tvm.target.Target(target.tvm_dict()))
+    inputs = example_inputs(w, 0)
+    out = tvm.runtime.tensor(np.full(w.out_shape, np.nan, np.float32))
+    lib["main"](*map(tvm.runtime.tensor, inputs), out)
+    return relative_error(out.numpy(), reference(w, inputs), w.oc)
+
+
+def check(w: Workload, target: Target, config: Config) -> None:
+    error = run(w, target, config)
+    assert error < TOLERANCE, f"{w.label} {config} on {target.name}: error {error}"
+
+
+def blocks(channels: int, target: Target) -> int:
+    from tvmsep.graph.plan import choose_block
+
+    return choose_block(channels, target)
+
+
+@st.composite
+def workloads(draw: st.DrawFn, op: str, target: Target) -> Workload:
+    """Small workloads with odd channels, strides, pads, dilations, kernels and batches."""
+    n = draw(st.integers(1, 2))
+    ic = draw(st.sampled_from((1, 3, 8, 10, 16, 24, 40)))
+    size = st.integers(1, 13)
+    ih, iw = draw(size), draw(size)
+    epilogue: list[str] = ["bias"] if draw(st.booleans()) else []
+    if draw(st.booleans()):
+        epilogue.append(draw(st.sampled_from(ACTS)))
+    base = Workload(
+        op=op,  # type: ignore[arg-type]
+        n=n, ic=ic, ih=ih, iw=iw, oc=ic, in_block=blocks(ic, target),
+        out_block=blocks(ic, target),
+        in_split=draw(st.sampled_from(("rows", "channels"))),
+        out_split=draw(st.sampled_from(("rows", "channels"))),
+    )  # fmt: skip
+    replace = msgspec.structs.replace
+    if op == "pack":
+        return replace(base, in_block=0)
+    if op == "unpack":
+        return replace(base, out_block=0)
+    if op == "eltwise":
+        kind = draw(st.sampled_from(("act", "add", "mul", "scale")))
+        return replace(base, kind=kind, epilogue=tuple(e for e in epilogue if e != "bias"))
+    if op == "pool" and draw(st.booleans()):
+        return replace(base, kind="global_avg", kh=ih, kw=iw)
+    if op == "dense":
+        oc = draw(st.sampled_from((8, 10, 24, 33)))
+        return replace(
+            base, ih=1, iw=1, oc=oc, out_block=blocks(oc, target), epilogue=tuple(epilogue)
+        )
+    oc = draw(st.sampled_from((8, 10, 16, 24)))
+    if op == "pointwise":
+        stride = draw(st.integers(1, 2))
+        w = replace(base, oc=oc, out_block=blocks(oc, target), sh=stride, sw=stride)
+    else:
+        kh, kw = draw(st.integers(1, 5)), draw(st.integers(1, 5))
+        dh, dw = draw(st.integers(1, 2)), draw(st.integers(1, 2))
+        low_h, low_w = (kh - 1) * dh + 1 - ih, (kw - 1) * dw + 1 - iw
+        top, left = draw(st.integers(0, 2)), draw(st.integers(0, 2))
+        bottom = draw(st.integers(max(0, low_h - top), max(0, low_h - top) + 2))
+        right = draw(st.integers(max(0, low_w - left), max(0, low_w - left) + 2))
+        strides = draw(st.sampled_from(((1, 1), (2, 2), (2, 1), (1, 3))))
+        w = replace(
+            base, kh=kh, kw=kw, dh=dh, dw=dw, pads=(top, left, bottom, right),
+            sh=strides[0], sw=strides[1],
+        )  # fmt: skip
+        if op == "pool":
+            kind = draw(st.sampled_from(("max", "avg", "avg_valid")))
+            # A window that lies wholly in the padding has no maximum and no mean.
+            pads = (min(top, kh - 1), min(left, kw - 1), 0, 0)
+            grown_h, grown_w = max(ih, kh), max(iw, kw)
+            return replace(w, kind=kind, dh=1, dw=1, pads=pads, ih=grown_h, iw=grown_w)
+        if op == "depthwise":
+            oc = ic * draw(st.sampled_from((1, 1, 2, 3)))
+            w = replace(w, groups=ic, oc=oc, out_block=blocks(oc, target))
+        else:
+            plain = ic <= 4 and draw(st.booleans())
+            w = replace(w, oc=oc, out_block=blocks(oc, target))
+            if plain:
+                w = replace(w, in_block=0)
+            elif ic % 16 == 0 and oc % 16 == 0 and draw(st.booleans()):
+                w = replace(w, groups=ic // 8, in_block=8, out_block=8)
+    if draw(st.booleans()):
+        epilogue.insert(draw(st.integers(0, len(epilogue))), "add")
+    return replace(w, epilogue=tuple(epilogue))
+
+
+def sample(space: Space, rng: random.Random) -> Config:
+    configs = space.configs()
+    assert configs, "an empty space"
+    return rng.choice(configs)
+
+
+@pytest.mark.parametrize("target_name", RUNNABLE)
+@pytest.mark.parametrize("name", TEMPLATES)
+def test_equals_numpy(name: str, target_name: str) -> None:
+    target = load_target(target_name)
+    template = TEMPLATES[name]
+
+    @settings(
+        max_examples=12, deadline=None, derandomize=True,
+        suppress_health_check=list(HealthCheck),
+    )  # fmt: skip
+    @given(st.data(), st.integers(0, 2**31), st.sampled_from((1, 2)))
+    def prop(data: st.DataObject, seed: int, threads: int) -> None:
+        w = data.draw(workloads(name, target))
+        if not template.accepts(w, target):
+            return
+        space = template.space(w, target, threads)
+        default = template.default(w, target, threads)
+        assert default in space, f"{w.label}: the default {default} is outside the space"
+        check(w, target, default)
+        check(w, target, sample(space, random.Random(seed)))
+
+    prop()
+
+
+@pytest.mark.parametrize("name", X86)
+def test_defaults_lie_in_their_space_for_real_layers(name: str) -> None:
+    target = load_target(name)
+    for ic, oc, size in ((32, 64, 112), (24, 144, 56), (40, 240, 28), (96, 576, 14), (960, 160, 7)):
+        for op in ("pointwise", "depthwise"):
+            w = Workload(
+                op=op,  # type: ignore[arg-type]
+                ic=ic, ih=size, iw=size, oc=ic if op == "depthwise" else oc,
+                groups=ic if op == "depthwise" else 1,
+                kh=3 if op == "depthwise" else 1, kw=3 if op == "depthwise" else 1,
+                pads=(1, 1, 1, 1) if op == "depthwise" else (0, 0, 0, 0),
+                in_block=blocks(ic, target),
+                out_block=blocks(ic if op == "depthwise" else oc, target), epilogue=("bias",),
+            )  # fmt: skip
+            template = TEMPLATES[op]
+            for threads in (1, 2, 4, 8):
+                default = template.default(w, target, threads)
+                assert default in template.space(w, target, threads), (w.label, threads, default)
+
+
+@pytest.mark.parametrize("act", ACTS)
+def test_activations_match_numpy_far_out(act: str) -> None:
+    import tvm
+    from tvm import te
+
+    values = np.linspace(-100, 100, 4096, dtype=np.float32)
+    x = te.placeholder(values.shape, name="x")
+    func = te.create_prim_func([x, te.compute(values.shape, lambda i: activate(act, x[i]))])
+    lib = tvm.compile(func, target="llvm")
+    out = tvm.runtime.tensor(np.zeros_like(values))
+    lib(tvm.runtime.tensor(values), out)
+    want = activate_numpy(act, values.astype(np.float64))
+    np.testing.assert_allclose(out.numpy(), want, rtol=3e-6, atol=1e-7)
+
+
+def test_a_wrong_kernel_is_noticed() -> None:
+    """The check itself must be able to fail."""
+    w = Workload(op="pointwise", ic=16, ih=4, iw=4, oc=16, in_block=16, out_block=16)
+    inputs = example_inputs(w, 0)
+    want = reference(w, inputs)
+    assert relative_error(want.astype(np.float32), want, w.oc) < 1e-6
+    bent = want.copy()
+    bent[0, 0, 3, 5] += 1e-2 * np.abs(want).max()
+    assert relative_error(bent, want, w.oc) > 5e-3
+    bent[0, 0, 3, 5] = np.nan
+    assert relative_error(bent, want, w.oc) == float("inf")
