@@ -1,4 +1,4 @@
-"""The model's boundary: plain `[n, c, h * w]` to blocked and back. Nowhere else is data repacked."""
+"""The model's boundary: plain `[n, c, h * w]` to blocked and back; no repacking elsewhere."""
 
 from __future__ import annotations
 

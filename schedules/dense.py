@@ -73,7 +73,7 @@ class Dense:
 
         def valid(c: Mapping[str, Any]) -> bool:
             fits = c["tile_n"] * c["tile_oc"] <= accumulator_limit(t, c["tile_oc"])
-            return fits and (w.out_blocks // c["tile_oc"]) % c["chunks"] == 0
+            return bool(fits and (w.out_blocks // c["tile_oc"]) % c["chunks"] == 0)
 
         return Space(
             {

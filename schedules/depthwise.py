@@ -171,9 +171,7 @@ class Depthwise:
         finish_tile(sch, (hi, wi), i)
         # Rows and columns stay apart until here: over a flat index TVM would take a tile of
         # several rows for all that lies between them.
-        sch.transform_layout(
-            out, ("write", 0), lambda n, c, h, x, i: (n, c, h * w.ow + x, i)
-        )
+        sch.transform_layout(out, ("write", 0), lambda n, c, h, x, i: (n, c, h * w.ow + x, i))
 
 
 TEMPLATE = Depthwise()

@@ -117,8 +117,8 @@ class Pointwise:
             px, oc = tiles(c)
             if c["loop"] in ("px", "oc"):
                 return bool(c["chunks"] == 1)
-            split = px if c["loop"] == "px.oc" else oc
-            return split % c["chunks"] == 0 and (c["chunks"] >= threads or c["chunks"] == split)
+            split, chunks = (px if c["loop"] == "px.oc" else oc), int(c["chunks"])
+            return split % chunks == 0 and (chunks >= threads or chunks == split)
 
         chunk_domain = sorted(
             {

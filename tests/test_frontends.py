@@ -4,12 +4,15 @@ from __future__ import annotations
 
 import subprocess
 import sys
+import tempfile
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import onnx
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 from onnx import TensorProto, helper, numpy_helper
 from test_frontends_helpers import assert_matches_reference, floats, model, node, operators
 
@@ -212,6 +215,25 @@ def test_a_file_cut_off_anywhere(tmp_path: Path, size: int) -> None:
     with pytest.raises(ModelError) as caught:
         load_model(path)
     assert "\n" not in str(caught.value)
+
+
+@settings(max_examples=60, deadline=None, derandomize=True)
+@given(st.data())
+def test_a_damaged_file_is_refused_or_read(data: st.DataObject) -> None:
+    """Whatever bytes change, nothing but a TvmsepError comes out."""
+    good = bytearray(conv_relu().SerializeToString())
+    at = st.integers(0, len(good) - 1)
+    for place in data.draw(st.lists(at, min_size=1, max_size=4)):
+        good[place] = data.draw(st.integers(0, 255))
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder) / "damaged.onnx"
+        path.write_bytes(good)
+        try:
+            imported = load_model(path)
+        except TvmsepError as error:
+            assert str(error)
+        else:
+            assert len(imported.inputs) == len(imported.module["main"].params)
 
 
 @pytest.mark.parametrize(

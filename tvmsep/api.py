@@ -22,7 +22,6 @@ if TYPE_CHECKING:
     from tvmsep.frontends import Imported
     from tvmsep.graph import Graph, Plan
     from tvmsep.logs import Best
-    from tvmsep.measure import Farm
     from tvmsep.tuner import TuneResult, TuneState
 
 
@@ -60,7 +59,11 @@ class Check:
         if self.framework is not None:
             text.append(f"largest difference from the framework: {self.framework:.1e}")
         if self.float64 is not None:
-            own = "" if self.framework_float64 is None else f" (its own: {self.framework_float64:.1e})"
+            own = (
+                ""
+                if self.framework_float64 is None
+                else f" (its own: {self.framework_float64:.1e})"
+            )
             text.append(f"error against float64: {self.float64:.1e}{own}")
         text.append(f"the output moves by {self.varies:.2g} of its size between two inputs")
         return text
@@ -184,7 +187,7 @@ def tune(
     )
     if tracker is None:
         _must_fit(prepared.target)
-    with LogFile(log or path.with_suffix(".jsonl")) as records:
+    with LogFile(Path(log) if log else path.with_suffix(".jsonl")) as records:
         say(f"{len(prepared.tasks())} tasks for {prepared.target.name}; log {records.path}")
         with Farm(prepared.target, builders=builders, tracker=tracker, key=key) as farm:
             peak = farm.peak_flops_per_core()
@@ -301,8 +304,8 @@ def _write(
     """Compile every variant, write the bundle, check it, and only then put it in place."""
     import msgspec
 
-    from tvmsep.compiler import compile_library, emit, lower, peak_bytes
     from tvmsep.bundle import TensorInfo, write_bundle
+    from tvmsep.compiler import compile_library, emit, lower, peak_bytes
     from tvmsep.logs import best_trials
 
     winners = best_trials(trials)
@@ -396,7 +399,9 @@ def check_bundle(path: Path, prepared: Prepared, seed: int = 0) -> Check:
     check = Check(
         framework=error(got, theirs) if theirs is not None else None,
         float64=error(got, exact) if exact is not None else None,
-        framework_float64=error(theirs, exact) if theirs is not None and exact is not None else None,
+        framework_float64=error(theirs, exact)
+        if theirs is not None and exact is not None
+        else None,
         varies=error(other, got),
     )
     worst = check.float64 if check.float64 is not None else check.framework

@@ -96,12 +96,16 @@ class TuneProgress:
         return self
 
     def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, tb: TracebackType | None
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        tb: TracebackType | None,
     ) -> None:
         if self._live is not None:
             self._live.stop()
 
     def __call__(self, state: TuneState) -> None:
+        """Show the state, unless it was shown a moment ago."""
         self._state = state
         now = time.monotonic()
         if self._live is not None:

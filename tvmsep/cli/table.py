@@ -28,5 +28,8 @@ def print_table(
         print(title)
     widths = [max(len(r[i]) for r in (head, *rows)) for i in range(len(head))]
     for row in (head, *rows):
-        cells = (c.ljust(n) if i < left else c.rjust(n) for i, (c, n) in enumerate(zip(row, widths, strict=True)))
+        cells = (
+            c.ljust(n) if i < left else c.rjust(n)
+            for i, (c, n) in enumerate(zip(row, widths, strict=True))
+        )
         print("  ".join(cells).rstrip())

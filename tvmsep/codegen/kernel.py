@@ -11,9 +11,7 @@ if TYPE_CHECKING:
     from tvm import tirx
 
 
-def kernel(
-    w: Workload, t: Target, template: str, c: Config, name: str = "main"
-) -> tirx.PrimFunc:
+def kernel(w: Workload, t: Target, template: str, c: Config, name: str = "main") -> tirx.PrimFunc:
     """The scheduled kernel, its global symbol `name`.
 
     Parameters are the activation, weights, bias and residual (those that the workload has), then

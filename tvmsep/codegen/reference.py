@@ -71,6 +71,7 @@ def block(a: Array, b: int) -> Array:
 def plain_weight(packed: Array, w: Workload) -> Array:
     """A packed weight back in `[oc, ic / groups, kh, kw]`."""
     icg = w.ic // w.groups
+    flat: Array
     match w.op:
         case "pointwise" | "dense":
             flat = packed.transpose(0, 2, 1).reshape(-1, packed.shape[1])
@@ -84,7 +85,9 @@ def plain_weight(packed: Array, w: Workload) -> Array:
             return flat[: w.oc, :icg]
 
 
-def finish(epilogue: Sequence[str], acc: Array, bias: Array | None, residual: Array | None) -> Array:
+def finish(
+    epilogue: Sequence[str], acc: Array, bias: Array | None, residual: Array | None
+) -> Array:
     """The epilogue's steps, as `tvmsep.schedules.epilogue.finish` runs them in a kernel."""
     for step in epilogue:
         if step == "bias" and bias is not None:
@@ -125,7 +128,7 @@ def reference(w: Workload, inputs: Sequence[Array]) -> Array:
 
 
 def relative_error(got: Array, want: Array, channels: int) -> float:
-    """Largest error over the largest value, real channels only; infinite if anything is not finite."""
+    """Largest error over the largest value, real channels only; infinite if any is not finite."""
     if got.ndim == 4:
         got, want = unblock(got, channels), unblock(want, channels)
     if not np.isfinite(got).all():

@@ -36,6 +36,9 @@ class Target(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tr
     """Whether vectors of half the lanes run at the same FLOP rate (double-pumped units)."""
     l1d_bytes: int
     l2_bytes: int
+    """Of one core."""
+    l3_bytes: int = 0
+    """Last-level cache that the cores share; 0 where there is none."""
     requires: tuple[str, ...] = ()
     """CPU feature flags, as the operating system names them, that a host must report."""
     vendor: str = ""

@@ -27,7 +27,10 @@ class Template(Protocol):
         ...
 
     def compute(self, w: Workload, t: Target, c: Config) -> tirx.PrimFunc:
-        """The maths alone, in TE. Parameters: input, weights, bias, residual (those present), output."""
+        """The maths alone, in TE.
+
+        Parameters: input, weights, bias, residual (those that are present), output.
+        """
         ...
 
     def space(self, w: Workload, t: Target, threads: int) -> Space:

@@ -48,6 +48,7 @@ class Trial(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
 
     @property
     def task_key(self) -> str:
+        """Which task the trial is of, template version included."""
         return Task(
             workload=self.workload,
             target=self.target,
@@ -65,4 +66,5 @@ class Trial(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
         return ordered[mid] if len(ordered) % 2 else (ordered[mid - 1] + ordered[mid]) / 2
 
     def as_config(self) -> Config:
+        """The config as a value that can be hashed."""
         return Config(self.config)

@@ -42,7 +42,7 @@ class Workload(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
     out_block: int
     epilogue: tuple[str, ...] = ()
     kind: str = ""
-    """Pool: "max", "avg" (padding counted), "avg_valid", "global_avg"; eltwise: see its template."""
+    """Pool: "max", "avg" (padding counts), "avg_valid", "global_avg"; eltwise: see its file."""
     dtype: str = "float32"
     in_split: Split = "rows"
     """How the producer of the input divides it over threads: part of the layout."""
@@ -50,18 +50,22 @@ class Workload(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
 
     @property
     def oh(self) -> int:
+        """Output rows."""
         return (self.ih + self.pads[0] + self.pads[2] - (self.kh - 1) * self.dh - 1) // self.sh + 1
 
     @property
     def ow(self) -> int:
+        """Output columns."""
         return (self.iw + self.pads[1] + self.pads[3] - (self.kw - 1) * self.dw - 1) // self.sw + 1
 
     @property
     def in_blocks(self) -> int:
+        """Channel blocks of the input; its channels where it is plain."""
         return -(-self.ic // self.in_block) if self.in_block else self.ic
 
     @property
     def out_blocks(self) -> int:
+        """Channel blocks of the output; its channels where it is plain."""
         return -(-self.oc // self.out_block) if self.out_block else self.oc
 
     @property

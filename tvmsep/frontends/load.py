@@ -143,8 +143,13 @@ def _import_proto(
 ) -> Imported:
     from tvmsep.frontends import onnx_clean, onnx_import
 
-    cleaned = onnx_clean.clean(proto, shapes)
-    module = onnx_import.to_relax(cleaned)
+    try:
+        cleaned = onnx_clean.clean(proto, shapes)
+        module = onnx_import.to_relax(cleaned)
+    except UnicodeDecodeError as error:
+        raise ModelError(
+            f"{name} holds names that are no text: the file is damaged; fetch or export it again"
+        ) from error
     returned = module["main"].ret_ty
     fields = list(returned.fields) if hasattr(returned, "fields") else [returned]
     inputs = tuple(

@@ -160,6 +160,8 @@ def _check_wiring(graph: onnx.GraphProto) -> None:
     """Every node reads what an input, a weight or an earlier node provides."""
     known = {i.name for i in graph.input} | {t.name for t in graph.initializer} | {""}
     for node in graph.node:
+        if not all(isinstance(t, str) for t in (node.name, node.op_type, *node.input)):
+            raise ModelError("the model holds names that are no text: the file is damaged")
         if node.domain not in _ORDINARY_DOMAINS:
             raise ModelError(
                 f"node {node.name} uses {node.domain}.{node.op_type}, an operator outside the "
@@ -257,7 +259,7 @@ def _first_line(error: BaseException) -> str:
 def _fold(model: onnx.ModelProto) -> onnx.ModelProto:
     """Evaluate what depends on constants and shapes alone, until nothing changes."""
     onnx = require_onnx()
-    constants = {t.name: onnx.numpy_helper.to_array(t) for t in model.graph.initializer}
+    constants = {t.name: _array(t) for t in model.graph.initializer}
     while True:
         try:
             model = onnx.shape_inference.infer_shapes(model, data_prop=True)
@@ -286,6 +288,16 @@ def _fold(model: onnx.ModelProto) -> onnx.ModelProto:
         del graph.node[:]
         graph.node.extend(kept)
         graph.initializer.extend(onnx.numpy_helper.from_array(v, n) for n, v in found.items())
+
+
+def _array(tensor: onnx.TensorProto) -> Any:
+    try:
+        return require_onnx().numpy_helper.to_array(tensor)
+    except (ValueError, TypeError) as error:
+        raise ModelError(
+            f"weight {tensor.name} cannot be read ({_first_line(error)}): the file is damaged; "
+            "fetch or export it again"
+        ) from error
 
 
 def _evaluate(
@@ -344,7 +356,7 @@ def _branch(node: onnx.NodeProto, taken: bool) -> tuple[list[onnx.NodeProto], di
         nodes.append(onnx.helper.make_node("Identity", [inner.name], [outer]))
     for n, inner_node in enumerate(nodes):
         inner_node.name = f"{node.name}_{inner_node.name or n}"
-    return nodes, {t.name: onnx.numpy_helper.to_array(t) for t in graph.initializer}
+    return nodes, {t.name: _array(t) for t in graph.initializer}
 
 
 def _prune(model: onnx.ModelProto, constants: Mapping[str, Any]) -> None:

@@ -39,9 +39,14 @@ def to_relax(model: onnx.ModelProto) -> tvm.IRModule:
         warnings.simplefilter("ignore")  # stock warns of renamed inputs; we keep the names
         try:
             module = importer.from_onnx(model.graph, opset(model))
-        except ModelError:
+        except Exception as error:
             importer.bb._end_block()  # or TVM complains on stderr when the builder goes
-            raise
+            if isinstance(error, ModelError):
+                raise
+            raise ModelError(
+                f"the model cannot be imported: {_last_line(error)}; check it with "
+                "onnx.checker.check_model, or export it again"
+            ) from error
     main = module["main"]
     if "num_input" in (main.attrs or {}):
         module["main"] = main.without_attr("num_input")
@@ -100,6 +105,12 @@ def _check_dtypes(graph: onnx.GraphProto) -> None:
             )
 
 
+def _last_line(error: BaseException) -> str:
+    """TVM puts its C++ stack first and the reason last."""
+    lines = [line for line in str(error).splitlines() if any(c.isalpha() for c in line)]
+    return (lines or [type(error).__name__])[-1].strip()
+
+
 class _Importer(stock.ONNXGraphImporter):  # type: ignore[misc]
     def __init__(self) -> None:
         super().__init__({}, "float32")
@@ -125,9 +136,8 @@ class _Importer(stock.ONNXGraphImporter):  # type: ignore[misc]
         except ModelError as error:
             raise ModelError(f"node {name} ({op_name}): {error}") from error
         except Exception as error:  # TVM raises whatever it likes: name the node, keep the cause
-            reason = (str(error).strip().splitlines() or [type(error).__name__])[-1]
             raise ModelError(
-                f"node {name} ({op_name}) cannot be imported: {reason}; export the model without "
-                "it, or cut the graph before it with onnx.utils.extract_model"
+                f"node {name} ({op_name}) cannot be imported: {_last_line(error)}; export the model "
+                "without it, or cut the graph before it with onnx.utils.extract_model"
             ) from error
         return expr

@@ -14,6 +14,9 @@ from tvmsep.graph.ir import Graph, Node
 if TYPE_CHECKING:
     from tvm import IRModule
 
+TUPLE = (-1,)
+"""The shape of a value that is a tuple of tensors."""
+
 
 def from_relax(module: IRModule) -> Graph:
     """Read the function `main`.
@@ -110,22 +113,21 @@ def _read_call(
             inputs.append(value(a))
     node = Node(name, op, inputs, _shape(var), _dtype(var), attributes(call, op), [], call)
     names[var] = name
-    if inputs and all(i in graph.constants for i in inputs) and can_interpret(node):
-        arrays = [graph.constants[i] for i in inputs]
-        result = np.asarray(interpret(node, arrays))
-        if node.shape != ("tuple",):
-            graph.constants[name] = np.ascontiguousarray(result.astype(node.dtype))
-            return
+    constant = inputs and all(i in graph.constants for i in inputs)
+    if constant and node.shape != TUPLE and can_interpret(node):
+        result = np.asarray(interpret(node, [graph.constants[i] for i in inputs]))
+        graph.constants[name] = np.ascontiguousarray(result.astype(node.dtype))
+        return
     graph.nodes[name] = node
 
 
 def _shape(var: Any) -> tuple[int, ...]:
-    """Static shape; a tuple-typed value has the shape `("tuple",)`."""
+    """Static shape; `TUPLE` for a tuple of tensors."""
     from tvm import relax, tirx
 
     ty = var.ty
     if isinstance(ty, relax.TupleType):
-        return ("tuple",)  # type: ignore[return-value]
+        return TUPLE
     if not isinstance(ty, relax.TensorType) or ty.shape is None:
         raise ModelError(
             f"{var.name}: its shape is not known before the model runs; "

@@ -1,4 +1,4 @@
-"""Relax operators in NumPy: for folding constants, and, in float64, as the reference of a network."""
+"""Relax operators in NumPy: to fold constants, and, in float64, as a network's reference."""
 
 from __future__ import annotations
 
@@ -118,7 +118,7 @@ def _pool(node: Node, v: Sequence[Array]) -> Array:
 
 
 def _mean(node: Node, v: Sequence[Array]) -> Array:
-    return np.mean(v[0], axis=_axes(node), keepdims=bool(node.attrs["keepdims"]))
+    return np.asarray(np.mean(v[0], axis=_axes(node), keepdims=bool(node.attrs["keepdims"])))
 
 
 def channel_affine(node: Node, v: Sequence[Array]) -> tuple[Array, Array]:
@@ -229,7 +229,7 @@ _OPS: dict[str, _Fn] = {
 def can_interpret(node: Node) -> bool:
     """Whether NumPy can run this node here."""
     if node.op == "nn.conv2d":
-        return node.attrs["data_layout"] == "NCHW" and node.attrs["kernel_layout"] == "OIHW"
+        return bool(node.attrs["data_layout"] == "NCHW" and node.attrs["kernel_layout"] == "OIHW")
     if node.op == "nn.adaptive_avg_pool2d":
         return node.attrs["output_size"] in ([1], [1, 1])
     return node.op in _OPS
@@ -241,7 +241,7 @@ def interpret(node: Node, values: Sequence[Any]) -> Any:
 
 
 def evaluate(graph: Graph, inputs: Mapping[str, Array], *, dtype: str = "float64") -> list[Array]:
-    """Run an imported (not normalised) graph in `dtype`: the reference that errors are told against.
+    """Run an imported (not normalised) graph in `dtype`: what errors are told against.
 
     Raises:
         ModelError: the graph holds an operator without a NumPy form; says which.
@@ -255,14 +255,10 @@ def evaluate(graph: Graph, inputs: Mapping[str, Array], *, dtype: str = "float64
     for node in graph.nodes.values():
         if not can_interpret(node):
             raise ModelError(f"no NumPy reference for operator {node.op} ({node.name})")
-        args = [
-            values[i] if i in values else widen(graph.constants[i]) for i in node.inputs
-        ]
+        args = [values[i] if i in values else widen(graph.constants[i]) for i in node.inputs]
         values[node.name] = interpret(node, args)
         for i in node.inputs:
             uses[i] -= 1
             if uses[i] == 0:
                 values.pop(i, None)
-    return [
-        np.asarray(values[o] if o in values else graph.constants[o]) for o in graph.outputs
-    ]
+    return [np.asarray(values[o] if o in values else graph.constants[o]) for o in graph.outputs]

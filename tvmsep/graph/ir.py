@@ -45,7 +45,7 @@ class Graph:
         if value in self.nodes:
             return self.nodes[value].shape
         if value in self.constants:
-            return self.constants[value].shape
+            return tuple(self.constants[value].shape)
         return self.inputs[value]
 
     def uses(self) -> Counter[str]:

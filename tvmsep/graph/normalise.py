@@ -119,7 +119,7 @@ def _name_convs(graph: Graph) -> None:
                 )
             a = node.attrs
             pads = a["padding"] if len(a["padding"]) == 4 else list(a["padding"]) * 2
-            attrs = {k: tuple(a[k]) for k in ("strides", "dilation")}
+            attrs: dict[str, Any] = {k: tuple(a[k]) for k in ("strides", "dilation")}
             attrs |= {"pads": tuple(pads), "groups": a["groups"], "weight": weight}
         elif node.op == "matmul" and weight.ndim == 2 and len(graph.shape(x)) == 2:
             attrs = {"strides": (1, 1), "dilation": (1, 1), "pads": (0, 0, 0, 0), "groups": 1}

@@ -30,7 +30,7 @@ def convolve(x: Array, weight: Array, w: Workload) -> Array:
     n, _, oh, ow, kh, kw = view.shape
     out = np.empty((n, w.oc, oh, ow), x.dtype)
     if g == w.ic and w.oc == w.ic:
-        return np.einsum("nchwij,cij->nchw", view, weight[:, 0], optimize=True)
+        return np.asarray(np.einsum("nchwij,cij->nchw", view, weight[:, 0], optimize=True))
     icg, ocg = w.ic // g, w.oc // g
     for k in range(g):
         cols = view[:, k * icg : (k + 1) * icg].transpose(0, 2, 3, 1, 4, 5).reshape(n * oh * ow, -1)
@@ -42,10 +42,11 @@ def convolve(x: Array, weight: Array, w: Workload) -> Array:
 def pool(x: Array, w: Workload) -> Array:
     """`x [n, c, ih, iw]` to `[n, c, oh, ow]`."""
     if w.kind == "global_avg":
-        return x.mean(axis=(2, 3), keepdims=True)
+        return np.asarray(x.mean(axis=(2, 3), keepdims=True))
     if w.kind == "max":
-        return windows(x, w, -np.inf).max(axis=(4, 5))
-    total = windows(x, w, 0.0).sum(axis=(4, 5))
+        return np.asarray(windows(x, w, -np.inf).max(axis=(4, 5)))
+    total: Array = windows(x, w, 0.0).sum(axis=(4, 5))
     if w.kind == "avg":
         return total / (w.kh * w.kw)
-    return total / windows(np.ones_like(x), w, 0.0).sum(axis=(4, 5))
+    inside: Array = windows(np.ones_like(x), w, 0.0).sum(axis=(4, 5))
+    return total / inside

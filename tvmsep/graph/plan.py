@@ -254,7 +254,7 @@ class _Planner:
 
 
 def specialise(w: Workload, weight: Array) -> tuple[Workload, Array]:
-    """The cheapest operator that computes this convolution, and its weight (`oc, ic / g, kh, kw`)."""
+    """The cheapest operator that computes this convolution, and its weight for it."""
     replace = msgspec.structs.replace
     if w.groups == 1 and (w.kh, w.kw) == (1, 1) and not any(w.pads) and w.in_block:
         if w.ih * w.iw == 1:

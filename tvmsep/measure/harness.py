@@ -4,8 +4,9 @@ A kernel called in a loop finds its weights in L2 and its input where it read it
 no network sees (a depthwise layer can take twice as long when its producer was split over the
 threads in another way). So one repeat is
 
-1. sweep: each thread reads a scratch buffer of 1.5 times its L2, so that weights, residual and
-   output leave L2 (a last-level cache still holds them, as it does between two layers);
+1. sweep: each thread reads a scratch buffer of 1.5 times its L2, or its part of half the
+   last-level cache, so that weights, residual and output are as far away as they are when the
+   rest of a network has passed through since they were used;
 2. produce: the input is written afresh from a copy, divided over the threads as the workload's
    `in_split` says its real producer divides it;
 3. clock, kernel, clock; both readings are stored as they are.
@@ -42,7 +43,8 @@ Params = list[tuple[tuple[int, ...], str]]
 
 def sweep_shape(t: Target, threads: int) -> tuple[int, int, int]:
     """Shape of the fp32 scratch buffer: `[threads, cache lines, 16]`."""
-    return threads, -(-3 * t.l2_bytes // (2 * 64)), LINE
+    each = max(3 * t.l2_bytes // 2, t.l3_bytes // 2 // threads)
+    return threads, -(-each // 64), LINE
 
 
 def stamps_dtype(t: Target) -> str:

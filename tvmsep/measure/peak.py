@@ -30,7 +30,10 @@ def kernel(t: Target) -> tirx.PrimFunc:
 
     source = f"""\
 @T.prim_func(s_tir=True)
-def {SYMBOL}(a: T.Buffer(({_accumulators(t)}, {t.lanes}), "float32"), b: T.Buffer((2, {t.lanes}), "float32")):
+def {SYMBOL}(
+    a: T.Buffer(({_accumulators(t)}, {t.lanes}), "float32"),
+    b: T.Buffer((2, {t.lanes}), "float32"),
+):
     T.func_attr({{"global_symbol": "{SYMBOL}", "tirx.noalias": True}})
     for k in range({_STEPS}):
         for j in T.unroll({_accumulators(t)}):

@@ -90,7 +90,7 @@ def layers(plan: Plan) -> list[Layer]:
 
 
 def pairs(plan: Plan) -> list[tuple[str, Workload, Workload]]:
-    """Depthwise steps with the pointwise step that reads them, a squeeze-and-excite between or not."""
+    """Depthwise steps with the pointwise step that reads them, squeeze-and-excite or not."""
     made = {s.output: s for s in plan.steps}
     found = []
     for step in plan.steps:
@@ -98,7 +98,9 @@ def pairs(plan: Plan) -> list[tuple[str, Workload, Workload]]:
         if w is None or w.op not in ("pointwise", "dense") or not step.inputs:
             continue
         before = made.get(step.inputs[0])
-        while before is not None and before.workload is not None and before.workload.op == "eltwise":
+        while (
+            before is not None and before.workload is not None and before.workload.op == "eltwise"
+        ):
             before = made.get(before.inputs[0])
         if before is None or before.workload is None or before.workload.op != "depthwise":
             continue

@@ -82,7 +82,9 @@ def measure_savings(
             jobs = [(t, _config(t, target, winners)) for t in form]
             builds = farm.build(jobs)
             bad = next((b for b in builds if isinstance(b, Failed)), None)
-            ready = [(t, c, b) for (t, c), b in zip(jobs, builds, strict=True) if isinstance(b, Built)]
+            ready = [
+                (t, c, b) for (t, c), b in zip(jobs, builds, strict=True) if isinstance(b, Built)
+            ]
             total = 0.0
             for answer in farm.run(ready) if bad is None else ():
                 if isinstance(answer, Measured):

@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     import xgboost
 
 _FAILED = -3.0
-_MIN_ROWS = 12
+_MIN_ROWS = 12  # and a tenth more than the last time, since fitting costs as much as a trial
 _ROUNDS = 60
 
 
@@ -49,6 +49,7 @@ class CostModel:
 
     @property
     def trained(self) -> bool:
+        """Whether it has seen enough to rank anything."""
         return self._booster is not None
 
     def fit(self, trials: Iterable[Trial]) -> None:
@@ -64,7 +65,7 @@ class CostModel:
                 failed = t.failure is not None or not math.isfinite(best)
                 rows.append(features(t.workload, t.threads, t.as_config()))
                 target.append(_FAILED if failed else math.log(best / t.median_s))
-        if len(rows) < _MIN_ROWS or len(rows) == self._rows:
+        if len(rows) < max(_MIN_ROWS, 1.1 * self._rows):
             return
         import xgboost
 

@@ -57,6 +57,7 @@ class TaskState:
 
     @property
     def exhausted(self) -> bool:
+        """Whether every config has been tried."""
         return len(self.tried) >= len(self.space)
 
     def promise_s(self) -> float:
@@ -102,12 +103,16 @@ class TuneState:
 
     @property
     def elapsed_s(self) -> float:
+        """Seconds since the run began."""
         return time.monotonic() - self.started
 
 
 @dataclass
 class TuneResult:
-    """The winners, and why the run ended: `budget`, `trials`, `plateau`, `exhausted`, `interrupted`."""
+    """The winners, and why the run ended.
+
+    `reason` is `budget`, `trials`, `plateau`, `exhausted` or `interrupted`.
+    """
 
     best: dict[str, Best]
     reason: str
@@ -301,7 +306,7 @@ def tune_tasks(
     """Tune until the budget or the trials are used up, nothing is left, or nothing more is gained.
 
     Args:
-        tasks: what to tune; tasks without a choice (one config) are left out.
+        tasks: what to tune; a task with one config is measured once, for the estimate.
         target: their target.
         farm: builders and the board.
         log: where every trial goes at once; what it holds already is not measured again.
@@ -314,23 +319,21 @@ def tune_tasks(
     started = time.monotonic()
     state = TuneState([], started, budget_s, trials)
     run = _Run(tasks, target, farm, log, peak_flops_per_core, seed, state, progress)
-    tunable = [t for t in state.tasks if len(t.space) > 1]
+    tunable = sum(1 for t in state.tasks if len(t.space) > 1)
     reserve = min(
-        len(tunable) * FINALISTS * FINAL_ROUNDS * _FINAL_SECONDS_PER_TRIAL, 0.3 * (budget_s or 1e9)
+        tunable * FINALISTS * FINAL_ROUNDS * _FINAL_SECONDS_PER_TRIAL, 0.3 * (budget_s or 1e9)
     )
     reason = "interrupted"
     marks: list[tuple[int, float]] = []
     try:
-        reason = _search(run, tunable, started + budget_s - reserve if budget_s else None, marks)
+        reason = _search(run, started + budget_s - reserve if budget_s else None, marks)
         run.final(started + budget_s if budget_s else None)
     except KeyboardInterrupt:
         reason = "interrupted"
     return TuneResult(best_trials(log.trials), reason, state)
 
 
-def _search(
-    run: _Run, tunable: list[TaskState], deadline: float | None, marks: list[tuple[int, float]]
-) -> str:
+def _search(run: _Run, deadline: float | None, marks: list[tuple[int, float]]) -> str:
     state = run.state
     while True:
         if deadline is not None and time.monotonic() >= deadline:
@@ -338,7 +341,7 @@ def _search(
         left = BATCH if state.trial_limit is None else state.trial_limit - state.trials
         if left <= 0:
             return "trials"
-        best = max(tunable, key=TaskState.promise_s, default=None)
+        best = max(state.tasks, key=TaskState.promise_s, default=None)
         if best is None or best.promise_s() <= 0.0:
             return "exhausted"
         run.batch(best, min(BATCH, left))
