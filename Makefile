@@ -4,7 +4,7 @@ VENV   := .venv
 BIN    := $(VENV)/bin
 LINTED := build/lint
 
-.PHONY: demo test lint clean
+.PHONY: demo test test-torch lint clean
 .DELETE_ON_ERROR:
 
 demo: $(VENV)/.tune
@@ -12,6 +12,10 @@ demo: $(VENV)/.tune
 
 test: $(VENV)/.test
 	$(BIN)/python -m pytest
+
+# torch is large and slows every import of TVM down: the tests that need it have their own venv.
+test-torch: .venv-torch/.test
+	.venv-torch/bin/python -m pytest tests/test_frontends.py -k "torch or pt2"
 
 # mypy wants an installed package that is not editable, seen from outside the root:
 # the folders `schedules` and `targets` are packages of tvmsep only once installed.
@@ -38,3 +42,8 @@ $(VENV)/.tune: pyproject.toml setup.py | $(BIN)/python
 $(VENV)/.test: pyproject.toml setup.py | $(BIN)/python
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check -e '.[tune,test]'
 	touch $@ $(VENV)/.tune
+
+.venv-torch/.test: pyproject.toml setup.py | $(BIN)/python
+	$(PYTHON) -m venv .venv-torch
+	.venv-torch/bin/python -m pip install --quiet --disable-pip-version-check -e '.[tune,test,torch]'
+	touch $@

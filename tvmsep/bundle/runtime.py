@@ -117,7 +117,9 @@ def set_threads(tvm_ffi: ModuleType, threads: int, cpus: Sequence[int]) -> None:
     if 1 < threads < len(cpus):
         configure(_SHARE_CORES, threads, names)
     if hasattr(os, "sched_setaffinity"):
-        os.sched_setaffinity(0, cpus)
+        # TVM lets the calling thread, which works too, float: it can come to rest on the CPU of a
+        # worker, and both take twice as long. With a CPU for each, it gets the one that is left.
+        os.sched_setaffinity(0, cpus[:1] if 1 < threads == len(cpus) else cpus)
     if (got := tvm_ffi.get_global_func("runtime.NumThreads")()) != threads:
         raise BundleError(f"TVM runs {got} threads where {threads} were asked for")
 

@@ -211,7 +211,7 @@ class BuiltinSpec:
     @property
     def title(self) -> str:
         """What tables and manifests call it when its weights are random."""
-        return f"{self.network} {self.width:g}/{self.resolution} (random weights)"
+        return f"{self.network} {self.width}/{self.resolution} (random weights)"
 
     @property
     def preprocess(self) -> Preprocess:

@@ -137,7 +137,7 @@ class _Importer(stock.ONNXGraphImporter):  # type: ignore[misc]
             raise ModelError(f"node {name} ({op_name}): {error}") from error
         except Exception as error:  # TVM raises whatever it likes: name the node, keep the cause
             raise ModelError(
-                f"node {name} ({op_name}) cannot be imported: {_last_line(error)}; export the model "
-                "without it, or cut the graph before it with onnx.utils.extract_model"
+                f"node {name} ({op_name}) cannot be imported: {_last_line(error)}; export the "
+                "model without it, or cut the graph before it with onnx.utils.extract_model"
             ) from error
         return expr

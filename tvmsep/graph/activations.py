@@ -46,7 +46,10 @@ class _Form:
     def bounded(self, low: float, high: float) -> _Form | None:
         if self.sigmoid or self.times_x or self.gain != 1.0:
             return None
-        return replace(self, low=max(self.low, low), high=min(self.high, high))
+        # The later clip wins where the two ranges do not meet.
+        return replace(
+            self, low=min(max(self.low, low), high), high=min(max(self.high, low), high)
+        )
 
     def name(self) -> str | None:
         """The activation's name in `tvmsep.schedules.epilogue`, or None."""
@@ -63,7 +66,7 @@ class _Form:
                 if self.high == 6.0:
                     return "relu6"
             low = max(self.low, -3.4e38)
-            return f"clip:{low:g}:{min(self.high, 3.4e38):g}"
+            return f"clip:{low:.9g}:{min(self.high, 3.4e38):.9g}"
         # gain * clip(a x + b, 0, h) = clip(gain a x + gain b, 0, gain h)
         if self.low != 0.0 or self.gain <= 0 or not _near(self.high * self.gain, 1.0):
             return None
@@ -75,7 +78,8 @@ class _Form:
 
 
 def _near(a: float, b: float) -> bool:
-    return abs(a - b) <= 1e-5 * max(1.0, abs(b))
+    """Equal but for the rounding of fp32 and of constants that exporters print."""
+    return abs(a - b) <= 1e-6 * max(1.0, abs(b))
 
 
 def _scalar(graph: Graph, value: str) -> float | None:

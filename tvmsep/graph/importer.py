@@ -106,10 +106,10 @@ def _read_call(
     inputs: list[str] = []
     for a in arguments:
         if isinstance(a, relax.Tuple):
-            inputs += [value(f) for f in a.fields]
+            inputs += [value(f) for f in a.fields if is_tensor(f)]
         elif isinstance(a, relax.Var) and names.get(a) in tuples:
             inputs += tuples[names[a]]
-        elif isinstance(a, relax.Var | ir.GenericConst):
+        elif is_tensor(a):
             inputs.append(value(a))
     node = Node(name, op, inputs, _shape(var), _dtype(var), attributes(call, op), [], call)
     names[var] = name
@@ -119,6 +119,13 @@ def _read_call(
         graph.constants[name] = np.ascontiguousarray(result.astype(node.dtype))
         return
     graph.nodes[name] = node
+
+
+def is_tensor(expr: Any) -> bool:
+    """Whether an argument is a value of the graph; if not, it is part of the operator."""
+    from tvm import ir, relax
+
+    return isinstance(expr, relax.Var | ir.GenericConst)
 
 
 def _shape(var: Any) -> tuple[int, ...]:
