@@ -6,9 +6,10 @@ Pattern
 
 Strategy
     1. Tile `tile_w` pixels of a row by `tile_oc` output blocks, as in `pointwise`.
-    2. Each thread takes a chunk of rows (`rows` of them in all) and first copies its part of the
-       input into a padded scratch buffer: one pass over a small tensor, reused by all taps and
-       output blocks, and the inner loop reads without conditions. Without padding, no copy.
+    2. Each thread takes chunks of rows, or of output blocks, as the layout says, and first copies
+       its part of the input into a padded scratch buffer: one pass over a small tensor, reused
+       by all taps and output blocks, and the inner loop reads without conditions. Without
+       padding, no copy. Inside a chunk the larger of weights and pixels is walked once (`order`).
     3. Reduce over input blocks and kernel rows in loops, over kernel columns unrolled (and over
        everything when the whole reduction is short, as with three input channels).
     4. Grouped convolution: `groups` here counts groups whose channels fill whole blocks; the
@@ -50,7 +51,7 @@ class Conv:
     """See the module's docstring."""
 
     name = "conv"
-    version = 1
+    version = 2
 
     def accepts(self, w: Workload, t: Target) -> bool:
         """Groups, if any, fill whole blocks on both sides."""
@@ -109,28 +110,34 @@ class Conv:
         return prim_func([x, wt, bias, res, out])
 
     def space(self, w: Workload, t: Target, threads: int) -> Space:
-        """Register tiles that fit, row chunks that divide."""
+        """Register tiles that fit; chunks that divide what is split."""
         per_group = w.out_blocks // w.groups
         tile_w, tile_oc = divisors(w.ow, t.vector_registers), divisors(per_group, 4)
-
-        def fits(c: Mapping[str, Any]) -> bool:
-            return bool(c["tile_w"] * c["tile_oc"] <= accumulator_limit(t, c["tile_oc"]))
-
         default = self.default(w, t, threads)
         floor = min(default.int("tile_w") * default.int("tile_oc"), t.vector_registers // 4)
+
+        def valid(c: Mapping[str, Any]) -> bool:
+            tile = c["tile_w"] * c["tile_oc"]
+            if not floor <= tile <= accumulator_limit(t, c["tile_oc"]):
+                return False
+            return int(c["chunks"]) in _chunks(w, c["loop"], c["tile_oc"])
+
+        loops = (w.out_split,) if threads > 1 else ("rows", "channels")
+        domain = {c for o in tile_oc for loop in loops for c in _chunks(w, loop, o)}
         return Space(
             {
                 "tile_w": tile_w,
                 "tile_oc": tile_oc,
-                "rows": tuple(r for r in divisors(w.oh) if r <= 32 or r == w.oh),
+                "loop": loops,
+                "chunks": tuple(sorted(domain)),
                 "order": ("oc", "px"),
                 "unroll": ("all", "kw") if _reduction(w) <= _SHORT else ("kw",),
             },
-            lambda c: fits(c) and c["tile_w"] * c["tile_oc"] >= floor,
+            valid,
         )
 
     def default(self, w: Workload, t: Target, threads: int) -> Config:
-        """The largest tile that fits; enough row chunks that a chunk's input stays in L2."""
+        """The tile nearest the peak, even shares, and the larger operand read once."""
         per_group = w.out_blocks // w.groups
         pairs = [
             (a, b)
@@ -139,18 +146,22 @@ class Conv:
             if a * b <= accumulator_limit(t, b)
         ]
         tile_w, tile_oc = min(pairs, key=lambda p: (tile_cost(t, w.out_block, *p), p[0]))
-        rows = [r for r in divisors(w.oh) if r <= 32 or r == w.oh]
-        chunk_bytes = 4 * w.ic * w.iw * w.ih
+        weights = 4 * _reduction(w) * w.out_blocks * w.out_block
+        heavy = weights > t.l2_bytes // 2
+        loop = w.out_split if threads > 1 else "rows"
+        image = 4 * w.ic * w.iw * w.ih
 
-        def cost(r: int) -> tuple[float, bool, int]:
-            waste = -(-w.n * r // threads) * threads / (w.n * r)
-            return (waste, chunk_bytes // r > t.l2_bytes // 4, r)
+        def cost(c: int) -> tuple[float, bool, int]:
+            waste = -(-w.n * c // threads) * threads / (w.n * c)
+            far = loop == "rows" and not heavy and image // c > t.l2_bytes // 4
+            return (waste, far, c)
 
         return Config(
             tile_w=tile_w,
             tile_oc=tile_oc,
-            rows=min(rows, key=cost),
-            order="oc",
+            loop=loop,
+            chunks=min(_chunks(w, loop, tile_oc), key=cost),
+            order="px" if heavy else "oc",
             unroll="all" if _reduction(w) <= _SHORT else "kw",
         )
 
@@ -161,17 +172,16 @@ class Conv:
         h, col = sch.split(p, [None, w.ow])
         wo, wi = sch.split(col, [None, c.int("tile_w")])
         oo, oi = sch.split(ob, [None, c.int("tile_oc")])
-        chunk, h = sch.split(h, [c.int("rows"), None])
-        if c["order"] == "oc":
-            sch.reorder(n, chunk, h, wo, oo, oi, wi, o)
-            at = oo
+        if c["loop"] == "rows":
+            chunk, h = sch.split(h, [c.int("chunks"), None])
         else:
-            sch.reorder(n, chunk, oo, h, wo, oi, wi, o)
-            at = wo
+            chunk, oo = sch.split(oo, [c.int("chunks"), None])
+        walk = (h, wo, oo) if c["order"] == "oc" else (oo, h, wo)
+        sch.reorder(n, chunk, *walk, oi, wi, o)
         parallel = sch.fuse(n, chunk)
         sch.parallel(parallel)
         unroll = {"io": 0, "kh": 0, "kw": 0, "ii": 0} if c["unroll"] == "all" else {"kw": 0}
-        register_tile(sch, acc, at, ("io", "kh", "ii", "kw"), unroll, vector_axis=4)
+        register_tile(sch, acc, walk[-1], ("io", "kh", "ii", "kw"), unroll, vector_axis=4)
         finish_tile(sch, (oi, wi), o)
         if any(w.pads):  # 2.
             sch.compute_at(pad, parallel)
@@ -179,6 +189,12 @@ class Conv:
                 sch.vectorize(sch.get_loops(pad)[-1])
         else:
             sch.compute_inline(pad)
+
+
+def _chunks(w: Workload, loop: str, tile_oc: int) -> tuple[int, ...]:
+    """Into how many parallel chunks rows, or tiles of output blocks, may be cut."""
+    whole = w.oh if loop == "rows" else w.out_blocks // tile_oc
+    return tuple(d for d in divisors(whole) if d <= 32 or d == whole)
 
 
 def _reduction(w: Workload) -> int:

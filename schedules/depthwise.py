@@ -65,7 +65,7 @@ class Depthwise:
     """See the module's docstring."""
 
     name = "depthwise"
-    version = 1
+    version = 2
 
     def accepts(self, w: Workload, t: Target) -> bool:
         """Any kernel, stride, dilation, pad; `oc` a multiple of `ic` (channel multiplier)."""

@@ -8,13 +8,23 @@
 from __future__ import annotations
 
 import os
+import shutil
 import tempfile
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from tvmsep.contracts import Config, InputError, Target, Task, Trial, TvmsepError, Workload
+from tvmsep.contracts import (
+    Config,
+    InputError,
+    ModelError,
+    Target,
+    Task,
+    Trial,
+    TvmsepError,
+    Workload,
+)
 
 if TYPE_CHECKING:
     from tvmsep.bundle import Manifest
@@ -23,6 +33,9 @@ if TYPE_CHECKING:
     from tvmsep.graph import Graph, Plan
     from tvmsep.logs import Best
     from tvmsep.tuner import TuneResult, TuneState
+
+_SCRATCH_BYTES = 32 << 20
+"""LLVM ends the process where it cannot write an object file, so room is looked for first."""
 
 
 @dataclass
@@ -65,7 +78,10 @@ class Check:
                 else f" (its own: {self.framework_float64:.1e})"
             )
             text.append(f"error against float64: {self.float64:.1e}{own}")
-        text.append(f"the output moves by {self.varies:.2g} of its size between two inputs")
+        moves = f"the output moves by {self.varies:.2g} of its size between two inputs"
+        if self.varies < 1e-3:
+            moves += ": it hardly depends on the input, so this comparison proves little"
+        text.append(moves)
         return text
 
 
@@ -130,6 +146,13 @@ def check_writable(path: Path) -> None:
         ) from error
     if path.is_dir():
         raise TvmsepError(f"cannot write {path}: it is a folder; give a file name with -o")
+    scratch = tempfile.gettempdir()
+    free = shutil.disk_usage(scratch).free
+    if free < _SCRATCH_BYTES:
+        raise TvmsepError(
+            f"{scratch} has {free / 1e6:.0f} MB left and compiling needs "
+            f"{_SCRATCH_BYTES / 1e6:.0f} MB: make room, or set TMPDIR to another folder"
+        )
 
 
 def tune(
@@ -182,12 +205,15 @@ def tune(
 
     path = Path(out)
     check_writable(path)
+    log_path = Path(log) if log else path.with_suffix(".jsonl")
+    if log_path.resolve() == path.resolve():
+        raise InputError(f"{path} cannot be the bundle and its log: give another with --log")
     prepared = prepare(
         model, target=target, threads=threads, shapes=shapes, example_inputs=example_inputs
     )
     if tracker is None:
         _must_fit(prepared.target)
-    with LogFile(Path(log) if log else path.with_suffix(".jsonl")) as records:
+    with LogFile(log_path, target=prepared.target.name) as records:
         say(f"{len(prepared.tasks())} tasks for {prepared.target.name}; log {records.path}")
         with Farm(prepared.target, builders=builders, tracker=tracker, key=key) as farm:
             peak = farm.peak_flops_per_core()
@@ -196,6 +222,10 @@ def tune(
                 peak_flops_per_core=peak, budget_s=budget_s, trials=trials, seed=seed,
                 progress=progress,
             )  # fmt: skip
+        if result.reason == "interrupted":
+            say("interrupted: writing a bundle of the best so far; Ctrl-C again ends without one")
+        elif result.reason == "board_lost":
+            say(f"board {farm.board.name} is lost: writing a bundle of the best so far")
         report = _write(
             prepared, path, records.trials, say, preprocess, labels, peak_gflops=peak / 1e9
         )
@@ -358,6 +388,12 @@ def _write(
         say("checking the bundle against the model")
         check = check_bundle(Path(scratch), prepared)
         os.replace(scratch, path)
+    except OSError as error:
+        raise TvmsepError(
+            f"cannot write {path}: {error.strerror or error}; choose another output with -o"
+        ) from error
+    except TvmsepError as error:  # it names a file that the user has not heard of
+        raise type(error)(str(error).replace(scratch, str(path))) from error
     finally:
         Path(scratch).unlink(missing_ok=True)
     return Report(manifest, path, check, len(used), tasks)
@@ -390,7 +426,13 @@ def check_bundle(path: Path, prepared: Prepared, seed: int = 0) -> Check:
     with Bundle.load(path, next(iter(prepared.plans)), verify=False) as net:
         inputs, others = net.noise(seed), net.noise(seed + 1)
         got, other = as_list(net(*inputs)), as_list(net(*others))
-    theirs = list(imported.reference(inputs)) if imported.reference is not None else None
+    theirs: list[Any] | None = None
+    if imported.reference is not None:
+        try:
+            theirs = list(imported.reference(inputs))
+        except ModelError as problem:
+            if not isinstance(problem.__cause__, ImportError):
+                raise
     exact: list[Any] | None
     try:
         exact = evaluate(prepared.graph, dict(zip(prepared.graph.inputs, inputs, strict=True)))

@@ -19,7 +19,7 @@ from tvmsep.cli.options import (
     TargetName,
     Threads,
 )
-from tvmsep.contracts import InputError
+from tvmsep.contracts import BoardError, InputError
 
 if TYPE_CHECKING:
     from tvmsep.api import Report
@@ -41,7 +41,10 @@ def _say(text: str) -> None:
 
 
 def _out(output: Path | None, model: str) -> Path:
+    """Where the bundle goes: never over the model."""
     if output is not None:
+        if output.exists() and Path(model).exists() and output.samefile(model):
+            raise InputError(f"-o {output} is the model itself: give the bundle another name")
         return output
     stem = Path(model).stem if "/" in model or model.endswith((".onnx", ".pt2")) else model
     safe = "".join(c if c.isalnum() or c in "._-" else "_" for c in stem.removeprefix("zoo:"))
@@ -78,16 +81,22 @@ def tune(
     labels: LabelsOption = None,
     as_json: AsJson = False,
 ) -> None:
-    """Tune a model on this host or over RPC and write a bundle."""
+    """Tune a model on this host or over RPC and write a bundle.
+
+    Ctrl-C ends the search and writes a bundle of the best so far (exit status 130). The same
+    command goes on from the log.
+    """
     from tvmsep import api
     from tvmsep.cli.progress import TuneProgress, summary
 
     if key and rpc is None:
         raise InputError("--key names boards at a tracker: give --rpc HOST:PORT too")
+    out = _out(output, model)
+    tracker = options.tracker(rpc, key) if rpc else None
     with TuneProgress() as progress:
         report = api.tune(
             model,
-            out=_out(output, model),
+            out=out,
             target=target,
             threads=options.thread_counts(threads),
             budget_s=options.seconds(budget),
@@ -97,15 +106,23 @@ def tune(
             shapes=options.shapes(shape),
             preprocess=options.preprocess(preprocess),
             labels=options.labels(labels),
-            tracker=options.address(rpc) if rpc else None,
+            tracker=tracker,
             key=key,
             builders=builders,
             progress=progress,
             say=_say,
         )
     if report.result is not None:
-        _say(f"tuning ended ({report.result.reason}): {summary(report.result.state)}")
+        reason = report.result.reason.replace("_", " ")
+        _say(f"tuning ended ({reason}): {summary(report.result.state)}")
     _print_report(report, as_json)
+    if report.result is not None and report.result.reason == "interrupted":
+        raise typer.Exit(130)
+    if report.result is not None and report.result.reason == "board_lost":
+        raise BoardError(
+            f"board {key or 'local'} did not come back; what it measured is in the log and in the "
+            "bundle: check the board, then run the same command to go on"
+        )
 
 
 def build(

@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import json
 import re
+import socket
+import struct
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from tvmsep.contracts import InputError
+from tvmsep.contracts import BoardError, InputError
 
 if TYPE_CHECKING:
     from tvmsep.contracts.preprocess import Preprocess
@@ -39,6 +42,10 @@ LabelsOption = Annotated[
     Path | None, typer.Option("--labels", metavar="FILE", help="Class names, one a line.")
 ]
 AsJson = Annotated[bool, typer.Option("--json", help="Print JSON instead of a table.")]
+
+TRACKER_TIMEOUT_S = 5.0
+_TRACKER_MAGIC = 0x2F271  # tvm.rpc.base: the handshake, and the code that asks for a summary
+_TRACKER_SUMMARY = 6
 
 _UNITS = {"": 1.0, "s": 1.0, "m": 60.0, "min": 60.0, "h": 3600.0}
 
@@ -99,6 +106,60 @@ def address(text: str, flag: str = "--rpc") -> tuple[str, int]:
     return host, int(port)
 
 
+def tracker(text: str, key: str) -> tuple[str, int]:
+    """The address of a tracker that answers and lends boards under `key`.
+
+    TVM's own client waits without a limit for a server that accepts and says nothing, so this
+    asks first, with `TRACKER_TIMEOUT_S` for each step.
+
+    Raises:
+        InputError: no address, or no key.
+        BoardError: nothing answers, it is no tracker, or it knows no such board.
+    """
+    host, port = address(text)
+    if not key:
+        raise InputError("--rpc needs the boards' key: add --key NAME, as their servers have it")
+    try:
+        with socket.create_connection((host, port), timeout=TRACKER_TIMEOUT_S) as line:
+            line.sendall(struct.pack("<i", _TRACKER_MAGIC))
+            if struct.unpack("<i", _receive(line, 4))[0] != _TRACKER_MAGIC:
+                raise BoardError(
+                    f"--rpc {text}: what listens there is not a TVM RPC tracker; "
+                    "is it the address of a board's server?"
+                )
+            request = json.dumps([_TRACKER_SUMMARY]).encode()
+            line.sendall(struct.pack("<i", len(request)) + request)
+            size = struct.unpack("<i", _receive(line, 4))[0]
+            _, summary = json.loads(_receive(line, size))
+            keys = sorted({s["key"].removeprefix("server:") for s in summary["server_info"]})
+    except OSError as error:
+        why = (
+            f"no answer within {TRACKER_TIMEOUT_S:g} s"
+            if isinstance(error, TimeoutError)
+            else (error.strerror or str(error))
+        )
+        raise BoardError(
+            f"--rpc {text}: {why}; check the address and that a tracker runs there "
+            "(pip install tornado; python -m tvm.exec.rpc_tracker)"
+        ) from error
+    except (ValueError, KeyError, TypeError) as error:
+        raise BoardError(f"--rpc {text}: the tracker's answer makes no sense ({error})") from error
+    if key not in keys:
+        known = f"it has {', '.join(keys)}" if keys else "no board has registered there"
+        raise BoardError(f"the tracker at {text} lends no board {key}: {known}")
+    return host, port
+
+
+def _receive(line: socket.socket, size: int) -> bytes:
+    data = b""
+    while len(data) < size:
+        part = line.recv(size - len(data))
+        if not part:
+            raise ConnectionResetError(0, "the connection was closed before the answer")
+        data += part
+    return data
+
+
 def preprocess(path: Path | None) -> Preprocess | None:
     """The preprocessing in a TOML file."""
     if path is None:
@@ -118,8 +179,10 @@ def labels(path: Path | None) -> list[str] | None:
         return None
     try:
         names = [line.strip() for line in path.read_text(encoding="utf-8").splitlines()]
-    except (OSError, UnicodeDecodeError) as error:
-        raise InputError(f"--labels {path}: cannot read it ({error})") from error
+    except OSError as error:
+        raise InputError(f"--labels {path}: {error.strerror}; give a text file") from error
+    except UnicodeDecodeError as error:
+        raise InputError(f"--labels {path}: not text in UTF-8; write one name a line") from error
     while names and not names[-1]:
         names.pop()
     if not names:

@@ -29,10 +29,13 @@ def clock(seconds: float) -> str:
 def summary(state: TuneState) -> str:
     """One line: where the run stands."""
     now, start = state.network_s(), state.network_s(start=True)
-    parts = [f"{state.trials} trials", f"{clock(state.elapsed_s)}"]
+    parts = ["1 trial" if state.trials == 1 else f"{state.trials} trials"]
     if state.elapsed_s > 1:
         parts[0] += f" ({state.trials / state.elapsed_s:.1f}/s)"
-    if state.budget_s is not None:
+    parts.append(clock(state.elapsed_s))
+    if state.phase == "ended":
+        pass
+    elif state.budget_s is not None:
         parts.append(f"{clock(state.budget_s - state.elapsed_s)} left")
     elif state.trial_limit is not None:
         parts.append(f"{state.trial_limit - state.trials} trials left")
@@ -84,7 +87,6 @@ class TuneProgress:
     def __init__(self) -> None:
         self._live: Any = None
         self._last = -math.inf
-        self._state: TuneState | None = None
 
     def __enter__(self) -> TuneProgress:
         if sys.stderr.isatty():
@@ -106,7 +108,6 @@ class TuneProgress:
 
     def __call__(self, state: TuneState) -> None:
         """Show the state, unless it was shown a moment ago."""
-        self._state = state
         now = time.monotonic()
         if self._live is not None:
             if now - self._last >= _REFRESH_S:

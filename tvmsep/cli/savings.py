@@ -30,7 +30,7 @@ def show_savings(
     failed: list[str] = []
     with (
         tempfile.TemporaryDirectory(prefix="tvmsep-") as scratch,
-        LogFile(log or Path(scratch) / "savings.jsonl") as records,
+        LogFile(log or Path(scratch) / "savings.jsonl", target=target.name) as records,
         Farm(target) as farm,
     ):
         if budget_s is not None:

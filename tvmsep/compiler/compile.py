@@ -9,22 +9,29 @@ from typing import TYPE_CHECKING, Any
 
 from tvmsep.codegen import link_shared
 from tvmsep.compiler.fallback import schedule_rest
-from tvmsep.contracts import Target
+from tvmsep.contracts import ModelError, Target
 
 if TYPE_CHECKING:
     from tvm import IRModule
 
 
 def lower(mod: IRModule, target: Target) -> IRModule:
-    """Legalise and fuse what is left of Relax, schedule it, plan memory, lower to VM calls."""
+    """Legalise and fuse what is left of Relax, schedule it, plan memory, lower to VM calls.
+
+    Raises:
+        ModelError: an operator that TVM cannot compile; names the node.
+    """
     import tvm
     from tvm.relax import transform as rt
+    from tvm.relax.backend import DispatchSortScan
 
     def run(m: IRModule, *passes: Any) -> IRModule:
         return tvm.transform.Sequential(list(passes))(m)
 
     with tvm.target.Target(target.tvm_dict()):
-        mod = run(mod, rt.LegalizeOps(), rt.AnnotateTIROpPattern(), rt.FuseOps(), rt.FuseTIR())
+        mod = run(mod, DispatchSortScan(), rt.LegalizeOps())
+        _check_legal(mod)
+        mod = run(mod, rt.AnnotateTIROpPattern(), rt.FuseOps(), rt.FuseTIR())
         mod = run(mod, rt.RewriteDataflowReshape())
         mod = schedule_rest(mod, target)
         return run(
@@ -40,6 +47,24 @@ def lower(mod: IRModule, target: Target) -> IRModule:
             rt.VMShapeLower(),
             rt.AttachGlobalSymbol(),
         )
+
+
+def _check_legal(mod: IRModule) -> None:
+    """Every operator has become a TIR function, or a call that the VM knows."""
+    from tvm import ir, relax
+
+    known = ("call_tir", "call_pure_packed", "call_dps_packed", "call_tir_inplace", "reshape")
+    for block in mod["main"].body.blocks:
+        for binding in block.bindings:
+            call = binding.value
+            if not isinstance(call, ir.Call) or not isinstance(call.op, ir.Op):
+                continue
+            name = call.op.name.removeprefix("relax.")
+            if name not in known:
+                shown = binding.var.name
+                raise ModelError(
+                    f"node {shown} ({name}) is not supported: export the model without it"
+                )
 
 
 def peak_bytes(lowered: IRModule) -> int:

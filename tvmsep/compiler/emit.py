@@ -6,8 +6,9 @@ from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
 from tvmsep.codegen import kernel
-from tvmsep.contracts import Config, Target, Workload
-from tvmsep.graph.ir import Node
+from tvmsep.contracts import Config, ModelError, Target, Workload
+from tvmsep.graph.importer import is_tensor
+from tvmsep.graph.ir import VIEWS, Node
 from tvmsep.graph.plan import Plan, Step
 
 if TYPE_CHECKING:
@@ -52,9 +53,8 @@ def emit(plan: Plan, target: Target, configs: Mapping[Workload, tuple[str, Confi
                 if step.workload is not None:
                     values[step.output] = _kernel_call(builder, step, function, values, plan)
                 elif step.node is not None:
-                    call = _again(step.node, step.inputs, values, plan)
-                    values[step.output] = builder.emit(call)
-            results = [_result(builder, values, plan, o) for o in plan.outputs]
+                    values[step.output] = _again(builder, step.node, step.inputs, values, plan)
+            results = _results(builder, values, plan)
             last = builder.emit_output(results[0] if len(results) == 1 else relax.Tuple(results))
         builder.emit_func_output(last)
     return builder.get()
@@ -71,7 +71,7 @@ def _kernel_call(
     first = _shaped(builder, values[step.inputs[0]], w.in_shape)
     args = [first, *(values[p] for p in step.params), *(values[i] for i in step.inputs[1:])]
     call = relax.call_tir(function(w), args, relax.TensorType(w.out_shape, w.dtype))
-    out = builder.emit(call)
+    out = builder.emit(call, step.output.replace(".", "_"))
     return out if w.out_block else _shaped(builder, out, plan.shapes[step.output])
 
 
@@ -83,33 +83,72 @@ def _shaped(builder: Any, value: Any, shape: tuple[int, ...]) -> Any:
     return builder.emit(relax.op.reshape(value, shape))
 
 
-def _result(builder: Any, values: Mapping[str, Any], plan: Plan, name: str) -> Any:
-    """An output; one that is an input or a constant itself is copied, since the caller owns it."""
-    from tvm import relax
+def _results(builder: Any, values: Mapping[str, Any], plan: Plan) -> list[Any]:
+    """The outputs, no two of them in one memory, nor in that of an input or a constant.
 
-    if name in plan.constants:
-        return builder.emit(relax.const(plan.constants[name]))
-    return values[name]
+    The caller may write to what it is given, and hands inputs in whose memory is its own.
+    """
+    from tvm import relax, te
+
+    views = {s.output: s.inputs[0] for s in plan.steps if s.node is not None and _is_view(s.node)}
+    taken = {*plan.inputs, *plan.constants}
+
+    def copy(x: te.Tensor) -> te.Tensor:
+        return te.compute(x.shape, lambda *i: x[i], name="copy")
+
+    results = []
+    for name in plan.outputs:
+        root = name
+        while root in views:
+            root = views[root]
+        value = relax.const(plan.constants[name]) if name in plan.constants else values[name]
+        scalar = not value.ty.shape.values
+        if root in taken and not scalar:
+            value = builder.emit_te(copy, value, primfunc_name_hint="copy")
+        taken.add(root)
+        results.append(value if isinstance(value, relax.Var) else builder.emit(value))
+    return results
 
 
-def _again(node: Node, inputs: list[str], values: Mapping[str, Any], plan: Plan) -> Any:
-    """The operator as the importer wrote it, on new arguments."""
+def _is_view(node: Node) -> bool:
+    return node.op in (*VIEWS, "view")
+
+
+def _again(
+    builder: Any, node: Node, inputs: list[str], values: Mapping[str, Any], plan: Plan
+) -> Any:
+    """The operator as the importer wrote it, on new arguments.
+
+    Raises:
+        ModelError: TVM refuses it; names the node.
+    """
     from tvm import ir, relax
 
     queue = [values[i] if i in values else relax.const(plan.constants[i]) for i in inputs]
     if node.op == "tuple_get":
-        return relax.TupleGetItem(queue[0], node.attrs["index"])
+        return builder.emit(relax.TupleGetItem(queue[0], node.attrs["index"]))
     if node.op in ("maximum", "minimum", "add", "subtract", "multiply", "divide"):
-        return getattr(relax.op, node.op)(*queue)
+        return builder.emit(getattr(relax.op, node.op)(*queue))
 
     def rebuild(arg: Any) -> Any:
+        if isinstance(arg, ir.GlobalVar):
+            return builder.add_func(node.attrs["function"], arg.name_hint)
         if isinstance(arg, relax.Tuple):
             return relax.Tuple([rebuild(f) for f in arg.fields])
         if isinstance(arg, relax.Var) and isinstance(arg.ty, relax.TupleType):
             return relax.Tuple([queue.pop(0) for _ in arg.ty.fields])
-        if isinstance(arg, relax.Var | ir.GenericConst):
+        if is_tensor(arg):
             return queue.pop(0)
         return arg
 
     call = node.call
-    return ir.Call(call.op, [rebuild(a) for a in call.args], call.attrs)
+    arguments = [rebuild(a) for a in call.args]
+    again = ir.Call(call.op, arguments, call.attrs, call.ty_args)
+    try:
+        return builder.emit(again, node.name)
+    except Exception as error:  # TVM raises whatever it likes: name the node, keep the cause
+        reason = str(error).strip().splitlines()
+        raise ModelError(
+            f"node {node.name} ({node.op}) cannot be compiled: {reason[-1] if reason else error}; "
+            "export the model without it"
+        ) from error

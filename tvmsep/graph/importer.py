@@ -33,9 +33,9 @@ def from_relax(module: IRModule) -> Graph:
     tuples: dict[str, list[str]] = {}
 
     for param in main.params:
-        names[param] = param.name
-        graph.inputs[param.name] = _shape(param)
-        graph.input_dtypes[param.name] = _dtype(param)
+        names[param] = str(param.name)
+        graph.inputs[str(param.name)] = _shape(param)
+        graph.input_dtypes[str(param.name)] = _dtype(param)
 
     def value(expr: Any) -> str:
         if isinstance(expr, ir.GenericConst):
@@ -51,7 +51,7 @@ def from_relax(module: IRModule) -> Graph:
     for block in body.blocks:
         for binding in block.bindings:
             var, expr = binding.var, binding.value
-            name = var.name
+            name = str(var.name)
             while name in graph.nodes or name in graph.inputs or name in tuples:
                 name += "_"
             if isinstance(expr, relax.Tuple):
@@ -97,11 +97,13 @@ def _read_call(
 
     op = getattr(call.op, "name", "").removeprefix("relax.")
     arguments = list(call.args)
+    function = None
     if op == "call_tir":
         # The ONNX importer writes Max and Min as TE calls; the function's name says which.
         op = re.sub(r"\d+$", "", call.args[0].name_hint)
         arguments = list(call.args[1].fields)
         if op not in ("maximum", "minimum", "add", "subtract", "multiply", "divide"):
+            function = module[call.args[0]]
             op = "call_tir"
     inputs: list[str] = []
     for a in arguments:
@@ -112,6 +114,8 @@ def _read_call(
         elif is_tensor(a):
             inputs.append(value(a))
     node = Node(name, op, inputs, _shape(var), _dtype(var), attributes(call, op), [], call)
+    if function is not None:
+        node.attrs["function"] = function
     names[var] = name
     constant = inputs and all(i in graph.constants for i in inputs)
     if constant and node.shape != TUPLE and can_interpret(node):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
@@ -150,7 +151,31 @@ def _softmax(node: Node, v: Sequence[Array]) -> Array:
 def _pad(node: Node, v: Sequence[Array]) -> Array:
     w = node.attrs["pad_width"]
     pairs = list(zip(w[::2], w[1::2], strict=True))
-    return np.pad(v[0], pairs, constant_values=node.attrs["pad_value"])
+    mode = node.attrs["pad_mode"]
+    if mode == "constant":
+        return np.pad(v[0], pairs, constant_values=node.attrs["pad_value"])
+    return np.pad(v[0], pairs, mode=_PAD_MODES[mode])
+
+
+_PAD_MODES: dict[str, Any] = {"reflect": "reflect", "replicate": "edge", "circular": "wrap"}
+
+
+def _prelu(node: Node, v: Sequence[Array]) -> Array:
+    shape = [1] * v[0].ndim
+    shape[node.attrs["axis"]] = -1
+    return np.where(v[0] > 0, v[0], v[0] * v[1].reshape(shape))
+
+
+def _slice(node: Node, v: Sequence[Array]) -> Array:
+    axes, begin, end, *strides = node.attrs["args"]
+    steps = strides[0] if strides and strides[0] is not None else [1] * len(axes)
+    index = [slice(None)] * v[0].ndim
+    for axis, first, last, step in zip(axes, begin, end, steps, strict=True):
+        index[axis] = slice(first, last, step)
+    return v[0][tuple(index)]
+
+
+_erf = np.vectorize(math.erf, otypes=[float])
 
 
 def _clip(node: Node, v: Sequence[Array]) -> Array:
@@ -183,6 +208,10 @@ _OPS: dict[str, _Fn] = {
     "nn.relu6": _unary(lambda x: np.clip(x, 0, 6)),
     "nn.silu": _unary(lambda x: x / (1 + np.exp(-x))),
     "nn.leakyrelu": lambda n, v: np.where(v[0] > 0, v[0], v[0] * n.attrs["alpha"]),
+    "nn.prelu": _prelu,
+    "nn.gelu": _unary(lambda x: x * (1 + _erf(x / 2**0.5)) / 2),
+    "erf": _unary(_erf),
+    "strided_slice": _slice,
     "nn.dropout": lambda _, v: (v[0], np.ones_like(v[0])),
     "sigmoid": _unary(lambda x: 1 / (1 + np.exp(-x))),
     "tanh": _unary(np.tanh),

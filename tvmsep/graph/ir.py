@@ -10,6 +10,9 @@ import numpy as np
 
 Array = np.ndarray[Any, Any]
 
+VIEWS = ("reshape", "squeeze", "expand_dims", "flatten", "nn.batch_flatten")
+"""Operators that move nothing in memory."""
+
 
 @dataclass
 class Node:
@@ -27,7 +30,8 @@ class Node:
     attrs: dict[str, Any] = field(default_factory=dict)
     epilogue: list[str] = field(default_factory=list)
     call: Any = None
-    """The Relax call this came from, to emit again where no template takes the node."""
+    """The Relax call this came from, to emit again where no template takes the node. A call of
+    a TIR function (`op` is `call_tir`) keeps that function in `attrs["function"]`."""
 
 
 @dataclass

@@ -15,9 +15,7 @@ import numpy as np
 from tvmsep.contracts import ModelError
 from tvmsep.graph.activations import recognise
 from tvmsep.graph.interpret import channel_affine, pool_workload
-from tvmsep.graph.ir import Array, Graph, Node
-
-_VIEWS = ("reshape", "squeeze", "expand_dims", "flatten", "nn.batch_flatten")
+from tvmsep.graph.ir import VIEWS, Array, Graph, Node
 
 
 def normalise(graph: Graph) -> Graph:
@@ -41,7 +39,7 @@ def _drop_identities(graph: Graph) -> None:
         if node.op == "tuple_get" and source is not None and source.op == "nn.dropout":
             graph.replace(node.name, source.inputs[0])
         elif (
-            node.op in (*_VIEWS, "broadcast_to", "astype", "permute_dims")
+            node.op in (*VIEWS, "broadcast_to", "astype", "permute_dims")
             and node.inputs
             and graph.shape(node.inputs[0]) == node.shape
             and (source.dtype if source else "float32") == node.dtype
@@ -70,11 +68,11 @@ def _name_affines(graph: Graph) -> None:
             continue
         if node.op == "tuple_get" and node.attrs["index"] == 0:
             norm = graph.nodes.get(node.inputs[0])
-            if norm is None or norm.op != "nn.batch_norm":
+            if norm is None or norm.op != "nn.batch_norm" or len(node.shape) not in (2, 4):
                 continue
             params = [graph.constants.get(i) for i in norm.inputs[1:]]
             if norm.attrs["axis"] != 1 or any(p is None for p in params):
-                raise ModelError(f"{norm.name}: batch norm is supported on axis 1 with constants")
+                continue
             arrays: list[Any] = [None, *params]
             scale, shift = channel_affine(norm, arrays)
             node.op, node.inputs = "affine", [norm.inputs[0]]
@@ -157,21 +155,22 @@ def _name_pools(graph: Graph) -> None:
 
 
 def _fold_pads(graph: Graph) -> None:
+    """Zeros around the image become the pads of the convolutions that read it."""
     for node in graph.nodes.values():
-        pad = graph.nodes.get(node.inputs[0]) if node.inputs else None
-        if node.op != "conv" or pad is None or pad.op != "nn.pad":
-            continue
-        a = pad.attrs
-        widths = list(a["pad_width"])
-        if a["pad_mode"] != "constant" or a["pad_value"] != 0 or any(widths[:4]):
-            continue
-        if len(widths) != 8 or min(widths) < 0:
-            continue
-        top, left, bottom, right = node.attrs["pads"]
-        node.attrs["pads"] = (
-            top + widths[4], left + widths[6], bottom + widths[5], right + widths[7],
-        )  # fmt: skip
-        node.inputs = [pad.inputs[0]]
+        while node.op == "conv":
+            pad = graph.nodes.get(node.inputs[0])
+            if pad is None or pad.op != "nn.pad" or pad.attrs["pad_mode"] != "constant":
+                break
+            widths = list(pad.attrs["pad_width"])
+            if pad.attrs["pad_value"] != 0 or len(widths) != 8 or any(widths[:4]):
+                break
+            if min(widths) < 0:
+                break
+            top, left, bottom, right = node.attrs["pads"]
+            node.attrs["pads"] = (
+                top + widths[4], left + widths[6], bottom + widths[5], right + widths[7],
+            )  # fmt: skip
+            node.inputs = [pad.inputs[0]]
     graph.prune()
 
 
@@ -271,7 +270,7 @@ def _leftover_affines(graph: Graph) -> None:
 def _name_views(graph: Graph) -> None:
     """Reshapes between `[n, c, 1, 1]` and `[n, c]` move nothing: `view`."""
     for node in graph.nodes.values():
-        if node.op not in _VIEWS or not node.inputs:
+        if node.op not in VIEWS or not node.inputs:
             continue
         source = graph.shape(node.inputs[0])
         if _vector(source) and _vector(node.shape) and source[:2] == node.shape[:2]:

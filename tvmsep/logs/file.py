@@ -2,8 +2,12 @@
 
 from __future__ import annotations
 
+import errno
+import fcntl
 import os
+import tempfile
 import zipfile
+from collections.abc import Iterable
 from pathlib import Path
 from types import TracebackType
 from typing import BinaryIO
@@ -14,6 +18,14 @@ from tvmsep.contracts import LogError, Trial
 from tvmsep.contracts.trial import SCHEMA
 
 _DECODER = msgspec.json.Decoder(Trial)
+_STARTS = (b'{"workload":', b'{"schema":')
+
+
+def _is_torn(line: bytes) -> bool:
+    """Whether a last line is one that a crash cut off, and not some other file's text."""
+    if line.endswith(b"\n"):
+        return False
+    return any(line.startswith(s) or s.startswith(line) for s in _STARTS)
 
 
 def _lines(path: Path) -> list[bytes]:
@@ -43,9 +55,11 @@ def read_log(path: str | Path) -> list[Trial]:
         try:
             trial = _DECODER.decode(line)
         except (msgspec.DecodeError, UnicodeDecodeError) as error:
-            if number == len(lines) and not line.endswith(b"\n"):
+            if number == len(lines) and _is_torn(line):
                 break
-            raise LogError(f"{path}, line {number}: not a trial ({error})") from error
+            raise LogError(
+                f"{path}, line {number}: not a trial ({error}); give a log that tvmsep wrote"
+            ) from error
         if trial.schema > SCHEMA:
             raise LogError(
                 f"{path}, line {number}: schema {trial.schema}, this tvmsep reads up to {SCHEMA}; "
@@ -56,44 +70,104 @@ def read_log(path: str | Path) -> list[Trial]:
 
 
 class LogFile:
-    """A log open for appending: each trial is on disk before `append` returns."""
+    """A log open for appending: each trial is on disk before `append` returns.
 
-    def __init__(self, path: str | Path) -> None:
-        """Open `path`, creating it and its folder when missing.
+    The file is made by the first trial, so a run that fails before that leaves none behind. One
+    process at a time may append to a log.
 
-        Raises:
-            LogError: it cannot be opened for writing, or holds something that is not a log.
-        """
+    Args:
+        path: the log; its folder is made when missing.
+        target: the only target whose trials it may hold; None for any.
+
+    Raises:
+        LogError: it cannot be read or written, another process is appending to it, or it holds
+            something that is not a log, or trials of another target.
+    """
+
+    def __init__(self, path: str | Path, *, target: str | None = None) -> None:
         self.path = Path(path)
-        self.trials: list[Trial] = read_log(self.path) if self.path.exists() else []
+        self.trials: list[Trial] = []
+        self._target = target
+        self._file: BinaryIO | None = None
         try:
-            self.path.parent.mkdir(parents=True, exist_ok=True)
-            self._file: BinaryIO = open(self.path, "a+b", buffering=0)  # noqa: SIM115
-            self._drop_torn_line()
+            if self.path.exists():
+                self._open()
+            else:
+                self.path.parent.mkdir(parents=True, exist_ok=True)
+                with tempfile.TemporaryFile(dir=self.path.parent):
+                    pass
         except OSError as error:
-            raise LogError(f"cannot write log {self.path}: {error.strerror}") from error
+            raise self._trouble(error) from error
 
-    def _drop_torn_line(self) -> None:
-        size = self._file.seek(0, os.SEEK_END)
-        self._file.seek(0)
-        content = self._file.read()
-        if content and not content.endswith(b"\n"):
-            self._file.truncate(content.rfind(b"\n") + 1)
-        elif size:
-            self._file.seek(0, os.SEEK_END)
+    def _trouble(self, error: OSError) -> LogError:
+        why = error.strerror or str(error)
+        return LogError(f"cannot write log {self.path}: {why}; choose another with --log")
+
+    def _open(self) -> None:
+        """Lock the file, read what it holds, and cut a torn last line off."""
+        file: BinaryIO = open(self.path, "a+b", buffering=0)  # noqa: SIM115
+        try:
+            try:
+                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except BlockingIOError:
+                raise LogError(
+                    f"another tvmsep is writing log {self.path}: wait for it to end, or give "
+                    "another with --log"
+                ) from None
+            if zipfile.is_zipfile(self.path):
+                raise LogError(
+                    f"{self.path} is a bundle: its log can be read but not appended to; give a "
+                    ".jsonl file with --log"
+                )
+            self.trials = read_log(self.path)
+            self._check_target(self.trials)
+            file.seek(0)
+            content = file.read()
+            if _is_torn(content[content.rfind(b"\n") + 1 :]):
+                file.truncate(content.rfind(b"\n") + 1)
+        except BaseException:
+            file.close()
+            raise
+        self._file = file
+
+    def _check_target(self, trials: Iterable[Trial]) -> None:
+        others = {t.target for t in trials} - {self._target}
+        if self._target is not None and others:
+            raise LogError(
+                f"log {self.path} is for {', '.join(sorted(others))}, this run is for "
+                f"{self._target}: give another with --log"
+            )
 
     def append(self, trial: Trial) -> None:
-        """Add one line and flush it to the disk."""
+        """Add one line and flush it to the disk.
+
+        Raises:
+            LogError: it could not be written whole; the log ends with the line before it.
+        """
+        self._check_target([trial])
+        line = msgspec.json.encode(trial) + b"\n"
         try:
-            self._file.write(msgspec.json.encode(trial) + b"\n")
-            os.fsync(self._file.fileno())
+            if self._file is None:
+                self._open()
+            assert self._file is not None
+            end = self._file.seek(0, os.SEEK_END)
+            try:
+                written = self._file.write(line)
+                if written != len(line):
+                    raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+                os.fsync(self._file.fileno())
+            except OSError:
+                self._file.truncate(end)
+                raise
         except OSError as error:
-            raise LogError(f"cannot write log {self.path}: {error.strerror}") from error
+            raise self._trouble(error) from error
         self.trials.append(trial)
 
     def close(self) -> None:
-        """Close the file."""
-        self._file.close()
+        """Close the file. Safe to call again."""
+        if self._file is not None:
+            self._file.close()
+            self._file = None
 
     def __enter__(self) -> LogFile:
         return self

@@ -15,6 +15,7 @@ from collections import defaultdict
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from importlib import metadata
+from typing import Literal
 
 import numpy as np
 
@@ -28,6 +29,9 @@ from tvmsep.tuner.model import CostModel
 from tvmsep.tuner.search import propose
 
 BATCH = 8
+FIRST_BATCH = 4
+"""Of a task that was never measured: the default and a few more, so that every task has its turn
+before a short budget is over."""
 FINALISTS = 3
 FINAL_ROUNDS = 3
 PLATEAU_GAIN = 0.003
@@ -46,12 +50,15 @@ class TaskState:
     """No config can be faster: FLOPs at the FMA peak of the threads."""
     tried: set[Config] = field(default_factory=set)
     programs: dict[str, Trial] = field(default_factory=dict)
+    """The first trial of each compiled program, whether it succeeded or failed."""
     best_s: float = math.inf
     start_s: float = math.inf
     """The default's time."""
     best: Config | None = None
     trials: int = 0
     failures: int = 0
+    lost: set[Config] = field(default_factory=set)
+    """Configs that were on the board when it went away: they get one more chance."""
     gain: float = 1.0
     """Relative gain of the last batches, decaying."""
 
@@ -73,13 +80,16 @@ class TaskState:
     def record(self, trial: Trial) -> None:
         """Take a search trial into account."""
         config = trial.as_config()
+        if trial.failure == "board_lost" and config not in self.lost:
+            self.lost.add(config)
+            return
         self.tried.add(config)
         self.trials += 1
+        if trial.program:
+            self.programs.setdefault(trial.program, trial)
         if trial.failure is not None:
             self.failures += 1
             return
-        if trial.program:
-            self.programs.setdefault(trial.program, trial)
         if config == self.default:
             self.start_s = trial.median_s
         if trial.median_s < self.best_s:
@@ -94,8 +104,10 @@ class TuneState:
     started: float
     budget_s: float | None
     trial_limit: int | None
-    phase: str = "search"
+    phase: Literal["search", "final", "ended"] = "search"
     trials: int = 0
+    """Search trials of this run."""
+    ended: float | None = None
 
     def network_s(self, *, start: bool = False) -> float:
         """Sum of task times; infinite until every task has one."""
@@ -103,15 +115,15 @@ class TuneState:
 
     @property
     def elapsed_s(self) -> float:
-        """Seconds since the run began."""
-        return time.monotonic() - self.started
+        """Seconds since the run began, until it ended."""
+        return (time.monotonic() if self.ended is None else self.ended) - self.started
 
 
 @dataclass
 class TuneResult:
     """The winners, and why the run ended.
 
-    `reason` is `budget`, `trials`, `plateau`, `exhausted` or `interrupted`.
+    `reason` is `budget`, `trials`, `plateau`, `exhausted`, `interrupted` or `board_lost`.
     """
 
     best: dict[str, Best]
@@ -156,10 +168,10 @@ class _Run:
 
     def _resume(self) -> None:
         """Take over what the log already holds for these tasks."""
-        by_key = {self._key(t.task): t for t in self.state.tasks}
+        by_key = {self._key(t.task): (t, set(t.space)) for t in self.state.tasks}
         for trial in self.log.trials:
-            state = by_key.get(trial.task_key)
-            if state is not None and trial.phase == "search":
+            state, space = by_key.get(trial.task_key, (None, set()))
+            if state is not None and trial.phase == "search" and trial.as_config() in space:
                 state.record(trial)
 
     @staticmethod
@@ -206,11 +218,12 @@ class _Run:
             and t.template_version == version
             and t.target == self.target.name
             and t.phase == "search"
+            and t.failure != "board_lost"
         )
         return model
 
-    def batch(self, state: TaskState, count: int) -> None:
-        """Measure the next `count` configs of a task."""
+    def batch(self, state: TaskState, count: int) -> bool:
+        """Measure the next `count` configs of a task; False if the board was gone at the end."""
         task = state.task
         before = state.best_s
         configs = propose(
@@ -228,21 +241,29 @@ class _Run:
             else:
                 waiting[built.program] = []
                 todo.append((task, config, built))
+        lost: set[str] = set()
+        gone = False
         for (_, config, built), answer in zip(todo, self.farm.run(todo), strict=True):
             self._log(state, self._trial(task, config, answer, "search", built.program))
+            gone = isinstance(answer, Failed) and answer.failure == "board_lost"
+            if gone:
+                lost.add(built.program)
         for program, twins in waiting.items():
             known = state.programs.get(program)
+            if program in lost or known is None:
+                continue  # nothing is known of them
             for config in twins:
                 answer = (
-                    Measured(known.times_s, 0.0)
-                    if known is not None
-                    else Failed("runtime_error", "the same program failed before")
+                    Failed(known.failure, f"equal program: {known.detail}")
+                    if known.failure is not None
+                    else Measured(known.times_s, 0.0)
                 )
                 trial = self._trial(task, config, answer, "search", program, "equal program")
                 self._log(state, trial)
         after = state.best_s
         gained = 1.0 - after / before if math.isfinite(before) and before > 0 else 0.3
         state.gain = 0.5 * state.gain + 0.5 * gained
+        return not gone
 
     def _log(self, state: TaskState, trial: Trial) -> None:
         self.log.append(trial)
@@ -275,8 +296,9 @@ class _Run:
             ready = [(t, c, b) for (t, c), b in builds if isinstance(b, Built)]
             rounds = ready * FINAL_ROUNDS
             for (task, config, built), answer in zip(rounds, self.farm.run(rounds), strict=True):
-                if isinstance(answer, Measured):
-                    self.log.append(self._trial(task, config, answer, "final", built.program))
+                self.log.append(self._trial(task, config, answer, "final", built.program))
+                if isinstance(answer, Failed) and answer.failure == "board_lost":
+                    return
             self.progress(self.state)
 
 
@@ -315,6 +337,12 @@ def tune_tasks(
         trials: search trials of this run.
         seed: fixes every random choice.
         progress: called after each trial.
+
+    Ctrl-C and a board that does not come back end the run early, with what was measured so far.
+
+    Raises:
+        BoardError: the board cannot be reached at the start.
+        LogError: the log cannot be written.
     """
     started = time.monotonic()
     state = TuneState([], started, budget_s, trials)
@@ -327,9 +355,11 @@ def tune_tasks(
     marks: list[tuple[int, float]] = []
     try:
         reason = _search(run, started + budget_s - reserve if budget_s else None, marks)
-        run.final(started + budget_s if budget_s else None)
+        if reason != "board_lost":
+            run.final(started + budget_s if budget_s else None)
     except KeyboardInterrupt:
         reason = "interrupted"
+    state.phase, state.ended = "ended", time.monotonic()
     return TuneResult(best_trials(log.trials), reason, state)
 
 
@@ -344,7 +374,8 @@ def _search(run: _Run, deadline: float | None, marks: list[tuple[int, float]]) -
         best = max(state.tasks, key=TaskState.promise_s, default=None)
         if best is None or best.promise_s() <= 0.0:
             return "exhausted"
-        run.batch(best, min(BATCH, left))
+        if not run.batch(best, min(BATCH if best.trials else FIRST_BATCH, left)):
+            return "board_lost"
         total = state.network_s()
         if math.isfinite(total):
             marks.append((state.trials, total))

@@ -1,0 +1,1 @@
+"""`python -m tvmsep.demo`: a published network tuned, shipped, run, verified and timed."""
