@@ -438,6 +438,12 @@ def compile_plan(plan: Plan, target: Target) -> tuple[Any, bytes]:
 
 def run_library(library: bytes, plan: Plan, inputs: Sequence[Array]) -> list[Array]:
     """Load a library in this process and run it once."""
+    _, results = run_tensors(library, plan, inputs)
+    return [np.array(r.numpy()) for r in results]
+
+
+def run_tensors(library: bytes, plan: Plan, inputs: Sequence[Array]) -> tuple[list[Any], list[Any]]:
+    """The tensors that went into one run, and those that came out."""
     import tvm
     from tvm import relax
 
@@ -446,10 +452,9 @@ def run_library(library: bytes, plan: Plan, inputs: Sequence[Array]) -> list[Arr
         path.write_bytes(library)
         vm = relax.VirtualMachine(tvm.runtime.load_module(str(path)), tvm.cpu())
         arguments = [*inputs, *plan.params.values()]
-        result = vm["main"](*(tvm.runtime.tensor(np.ascontiguousarray(a)) for a in arguments))
-    if hasattr(result, "numpy"):
-        return [np.array(result.numpy())]
-    return [np.array(r.numpy()) for r in result]
+        given = [tvm.runtime.tensor(np.ascontiguousarray(a)) for a in arguments]
+        result = vm["main"](*given)
+    return given, [result] if hasattr(result, "numpy") else list(result)
 
 
 def noise_for(imported: Imported, seed: int) -> list[Array]:

@@ -343,7 +343,8 @@ def test_a_tracker_without_such_a_board(tmp_path: Path, listener: socket.socket)
 
 
 def test_a_real_tracker_without_boards(tmp_path: Path) -> None:
-    pytest.importorskip("tornado", reason="TVM's tracker needs tornado")
+    for needed in ("tornado", "cloudpickle"):
+        pytest.importorskip(needed, reason=f"TVM's tracker needs {needed}")
     command = [sys.executable, "-m", "tvm.exec.rpc_tracker", "--host", "127.0.0.1"]
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))

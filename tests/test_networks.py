@@ -76,8 +76,7 @@ class Loops:
 def inspect(func: tirx.PrimFunc, target: Target) -> Loops:
     """Lower a kernel as the compiler does, as far as its vectors, and look at what it stores."""
     found = Loops()
-    output = func.buffer_map[func.params[-1]] if func.buffer_map else func.params[-1]
-    found.elements = int(np.prod([int(d) for d in output.shape]))
+    found.elements = int(np.prod([int(d) for d in func.params[-1].shape]))
     passes = tvm.transform.Sequential(
         [
             s_tir.transform.CanonicalizeLoop(),

@@ -140,7 +140,7 @@ def tracker(text: str, key: str) -> tuple[str, int]:
         )
         raise BoardError(
             f"--rpc {text}: {why}; check the address and that a tracker runs there "
-            "(pip install tornado; python -m tvm.exec.rpc_tracker)"
+            "(pip install tornado cloudpickle; python -m tvm.exec.rpc_tracker)"
         ) from error
     except (ValueError, KeyError, TypeError) as error:
         raise BoardError(f"--rpc {text}: the tracker's answer makes no sense ({error})") from error

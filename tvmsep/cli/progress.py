@@ -57,10 +57,15 @@ def _share(task: TaskState) -> str:
     return f"{100 * task.floor_s / task.best_s:.0f}%"
 
 
+def _weight_s(task: TaskState) -> float:
+    """The network's time in a task; tasks without a time come last."""
+    return task.task.count * task.best_s if math.isfinite(task.best_s) else 0.0
+
+
 def task_rows(state: TuneState) -> list[list[str]]:
-    """Name, count, best time, GFLOP/s, share of peak, trials, failures; heaviest first."""
+    """Name, count, best time, GFLOP/s, share of peak, configs tried, failures; heaviest first."""
     rows = []
-    for t in sorted(state.tasks, key=lambda t: -t.task.count * min(t.best_s, 1.0)):
+    for t in sorted(state.tasks, key=_weight_s, reverse=True):
         known = math.isfinite(t.best_s)
         w = t.task.workload
         rows.append(

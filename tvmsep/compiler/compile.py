@@ -32,7 +32,7 @@ def lower(mod: IRModule, target: Target) -> IRModule:
         mod = run(mod, DispatchSortScan(), rt.LegalizeOps())
         _check_legal(mod)
         mod = run(mod, rt.AnnotateTIROpPattern(), rt.FuseOps(), rt.FuseTIR())
-        mod = run(mod, rt.RewriteDataflowReshape())
+        mod = run(mod, rt.RewriteDataflowReshape(), rt.DeadCodeElimination())
         mod = schedule_rest(mod, target)
         return run(
             mod,
@@ -51,7 +51,7 @@ def lower(mod: IRModule, target: Target) -> IRModule:
 
 def _check_legal(mod: IRModule) -> None:
     """Every operator has become a TIR function, or a call that the VM knows."""
-    from tvm import ir, relax
+    from tvm import ir
 
     known = ("call_tir", "call_pure_packed", "call_dps_packed", "call_tir_inplace", "reshape")
     for block in mod["main"].body.blocks:

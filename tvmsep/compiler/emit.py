@@ -37,6 +37,7 @@ def emit(plan: Plan, target: Target, configs: Mapping[Workload, tuple[str, Confi
         var = name.replace(".", "_")
         values[name] = relax.Var(f"p_{var}", relax.TensorType(array.shape, str(array.dtype)))
     functions: dict[Workload, Any] = {}
+    shared, single = _shared(plan), len(plan.outputs) == 1
 
     def function(w: Workload) -> Any:
         if w not in functions:
@@ -54,9 +55,24 @@ def emit(plan: Plan, target: Target, configs: Mapping[Workload, tuple[str, Confi
                     values[step.output] = _kernel_call(builder, step, function, values, plan)
                 elif step.node is not None:
                     values[step.output] = _again(builder, step.node, step.inputs, values, plan)
-            results = _results(builder, values, plan)
-            last = builder.emit_output(results[0] if len(results) == 1 else relax.Tuple(results))
-        builder.emit_func_output(last)
+            outputs = [
+                values[o] if o in values else relax.const(plan.constants[o]) for o in plan.outputs
+            ]
+            if not any(shared):
+                outputs = [builder.emit_output(outputs[0] if single else relax.Tuple(outputs))]
+            else:
+                outputs = [
+                    builder.emit_output(v) if isinstance(v, relax.DataflowVar) else v
+                    for v in outputs
+                ]
+        if any(shared):
+            # Out here: in a dataflow block TVM takes a copy for a reshape, and makes it a view.
+            outputs = [
+                builder.emit(builder.call_te(_copy, v, primfunc_name_hint="copy")) if again else v
+                for v, again in zip(outputs, shared, strict=True)
+            ]
+            outputs = outputs if single else [builder.emit(relax.Tuple(outputs))]
+        builder.emit_func_output(outputs[0])
     return builder.get()
 
 
@@ -83,31 +99,28 @@ def _shaped(builder: Any, value: Any, shape: tuple[int, ...]) -> Any:
     return builder.emit(relax.op.reshape(value, shape))
 
 
-def _results(builder: Any, values: Mapping[str, Any], plan: Plan) -> list[Any]:
-    """The outputs, no two of them in one memory, nor in that of an input or a constant.
+def _shared(plan: Plan) -> list[bool]:
+    """Which outputs lie where an input, a constant or an earlier output does.
 
-    The caller may write to what it is given, and hands inputs in whose memory is its own.
+    They must be copied: the caller may write to what it is given, and hands inputs in whose
+    memory is its own.
     """
-    from tvm import relax, te
-
     views = {s.output: s.inputs[0] for s in plan.steps if s.node is not None and _is_view(s.node)}
     taken = {*plan.inputs, *plan.constants}
-
-    def copy(x: te.Tensor) -> te.Tensor:
-        return te.compute(x.shape, lambda *i: x[i], name="copy")
-
-    results = []
+    found = []
     for name in plan.outputs:
         root = name
         while root in views:
             root = views[root]
-        value = relax.const(plan.constants[name]) if name in plan.constants else values[name]
-        scalar = not value.ty.shape.values
-        if root in taken and not scalar:
-            value = builder.emit_te(copy, value, primfunc_name_hint="copy")
+        found.append(root in taken)
         taken.add(root)
-        results.append(value if isinstance(value, relax.Var) else builder.emit(value))
-    return results
+    return found
+
+
+def _copy(x: Any) -> Any:
+    from tvm import te
+
+    return te.compute(x.shape, lambda *i: x[i], name="copy")
 
 
 def _is_view(node: Node) -> bool:

@@ -220,9 +220,7 @@ def _in_order(block: Any) -> int:
                 return count
             shape = [int(d) for d in region.source.shape]
             tail = indices[-k:]
-            same = len(indices) >= k and all(
-                i.same_as(v) for i, v in zip(tail, group, strict=True)
-            )
+            same = len(indices) >= k and all(i.same_as(v) for i, v in zip(tail, group, strict=True))
             whole = same and all(
                 int(iv.dom.extent) == d
                 for iv, d in zip(block.iter_vars[-k + 1 :], shape[-k + 1 :], strict=True)

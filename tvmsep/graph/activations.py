@@ -47,9 +47,7 @@ class _Form:
         if self.sigmoid or self.times_x or self.gain != 1.0:
             return None
         # The later clip wins where the two ranges do not meet.
-        return replace(
-            self, low=min(max(self.low, low), high), high=min(max(self.high, low), high)
-        )
+        return replace(self, low=min(max(self.low, low), high), high=min(max(self.high, low), high))
 
     def name(self) -> str | None:
         """The activation's name in `tvmsep.schedules.epilogue`, or None."""

@@ -93,7 +93,7 @@ def _read_call(
     value: Any,
 ) -> None:
     """Add one operator, or compute it if all it reads is constant."""
-    from tvm import ir, relax
+    from tvm import relax
 
     op = getattr(call.op, "name", "").removeprefix("relax.")
     arguments = list(call.args)
