@@ -87,8 +87,8 @@ def prepare(image: Any, rule: Preprocess) -> NDArray[np.float32]:
         width, height = image.size
         short = min(width, height)
         size = (
-            rule.resize if width == short else int(rule.resize * width / short),
-            rule.resize if height == short else int(rule.resize * height / short),
+            rule.resize if width == short else round(rule.resize * width / short),
+            rule.resize if height == short else round(rule.resize * height / short),
         )
         image = image.resize(size, Image.Resampling.BILINEAR)
     if rule.crop is not None:

@@ -10,8 +10,7 @@ Strategy
     2. Spatial block: the last loops over which every buffer is walked in order (or not at all)
        are fused into one, of which a vector is split off; the loops outside are fused and shared.
     3. Reduction over the axis that lies together in memory: `rfactor` into one partial result a
-       lane, so that vectors can be added without changing the order that fp32 is summed in
-       behind the user's back at run time: it is fixed here.
+       lane: LLVM may not reorder a sum of floats by itself, so it could not use vectors.
     4. Other reductions (a channel sum, a matrix product): reduce outside, vector inside.
     5. A block that TVM refuses to rewrite this way keeps its loops: right before fast.
 
@@ -116,7 +115,7 @@ def _block(sch: Any, block: Any, target: Target) -> None:
     if spatial:
         sch.reorder(*spatial, *reduce)
     length = math.prod(e for e, k in zip(extents, kinds, strict=True) if k != _SPATIAL)
-    if _reads_along(sch.get(block), reduction=True):
+    if _reduces_last_axis(sch.get(block)):
         lanes = next((n for n in _widths(target, 4) if length % n == 0), 0)
         if lanes and length >= 2 * lanes:
             _lanes_first(sch, block, spatial, reduce, lanes, work)
@@ -235,8 +234,8 @@ def _is_int(value: Any) -> bool:
     return hasattr(value, "value") or isinstance(value, int)
 
 
-def _reads_along(block: Any, *, reduction: bool) -> bool:
-    """Whether the last axis of the largest buffer read is (or is not) reduced over."""
+def _reduces_last_axis(block: Any) -> bool:
+    """Whether the last axis of the largest buffer that is read is reduced over."""
     regions = [r for r in block.reads if r.region]
     if not regions:
         return False
@@ -245,5 +244,5 @@ def _reads_along(block: Any, *, reduction: bool) -> bool:
     for r in reversed(largest.region):
         used = [v for v in _index_vars([r.min]) if v in kinds]
         if used:
-            return any((kinds[v] != _SPATIAL) == reduction for v in used)
+            return any(kinds[v] != _SPATIAL for v in used)
     return False

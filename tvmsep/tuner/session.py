@@ -109,9 +109,18 @@ class TuneState:
     """Search trials of this run."""
     ended: float | None = None
 
-    def network_s(self, *, start: bool = False) -> float:
-        """Sum of task times; infinite until every task has one."""
-        return sum(t.task.count * (t.start_s if start else t.best_s) for t in self.tasks)
+    @property
+    def thread_counts(self) -> list[int]:
+        """Thread counts that are tuned for, rising."""
+        return sorted({t.task.threads for t in self.tasks})
+
+    def network_s(self, threads: int | None = None, *, start: bool = False) -> float:
+        """Sum of task times at a thread count, or of all; infinite until every task has one."""
+        return sum(
+            t.task.count * (t.start_s if start else t.best_s)
+            for t in self.tasks
+            if threads in (None, t.task.threads)
+        )
 
     @property
     def elapsed_s(self) -> float:
