@@ -30,7 +30,7 @@ def summary(state: TuneState) -> str:
     """One line: where the run stands."""
     parts = ["1 trial" if state.trials == 1 else f"{state.trials} trials"]
     if state.elapsed_s > 1:
-        parts[0] += f" ({state.trials / state.elapsed_s:.1f}/s)"
+        parts[0] += f" ({state.trials_per_s:.1f}/s)"
     parts.append(clock(state.elapsed_s))
     if state.phase == "ended":
         pass

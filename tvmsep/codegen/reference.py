@@ -99,9 +99,9 @@ def finish(
     return acc
 
 
-def reference(w: Workload, inputs: Sequence[Array]) -> Array:
-    """The output in float64 for packed `inputs`, packed (or plain) as the kernel stores it."""
-    named = {n: a.astype(np.float64) for (n, _), a in zip(input_shapes(w), inputs, strict=True)}
+def reference(w: Workload, inputs: Sequence[Array], dtype: str = "float64") -> Array:
+    """The output in `dtype` for packed `inputs`, packed (or plain) as the kernel stores it."""
+    named = {n: a.astype(dtype) for (n, _), a in zip(input_shapes(w), inputs, strict=True)}
     plain = unblock(named["x"], w.ic) if w.in_block else named["x"]
     x = plain.reshape(w.n, w.ic, w.ih, w.iw)
     match w.op:

@@ -24,19 +24,20 @@ def windows(x: Array, w: Workload, fill: float) -> Array:
 
 
 def convolve(x: Array, weight: Array, w: Workload) -> Array:
-    """`x [n, ic, ih, iw]`, `weight [oc, ic / groups, kh, kw]` to `[n, oc, oh, ow]`."""
-    g = w.groups
-    view = windows(x, w, 0.0)
-    n, _, oh, ow, kh, kw = view.shape
-    out = np.empty((n, w.oc, oh, ow), x.dtype)
-    if g == w.ic and w.oc == w.ic:
-        return np.asarray(np.einsum("nchwij,cij->nchw", view, weight[:, 0], optimize=True))
+    """`x [n, ic, ih, iw]`, `weight [oc, ic / groups, kh, kw]` to `[n, oc, oh, ow]`.
+
+    One pass a kernel tap: a product of matrices, or of vectors where each group is one channel.
+    """
+    g, n = w.groups, w.n
     icg, ocg = w.ic // g, w.oc // g
-    for k in range(g):
-        cols = view[:, k * icg : (k + 1) * icg].transpose(0, 2, 3, 1, 4, 5).reshape(n * oh * ow, -1)
-        part = cols @ weight[k * ocg : (k + 1) * ocg].reshape(ocg, -1).T
-        out[:, k * ocg : (k + 1) * ocg] = part.reshape(n, oh, ow, ocg).transpose(0, 3, 1, 2)
-    return out
+    view = windows(x, w, 0.0)
+    out = np.zeros((n, g, ocg, w.oh * w.ow), x.dtype)
+    for i in range(w.kh):
+        for j in range(w.kw):
+            image = view[..., i, j].reshape(n, g, icg, -1)
+            tap = weight[:, :, i, j].reshape(g, ocg, icg)
+            out += image * tap if icg == 1 else tap @ image
+    return out.reshape(n, w.oc, w.oh, w.ow)
 
 
 def pool(x: Array, w: Workload) -> Array:

@@ -4,9 +4,11 @@ A kernel called in a loop finds its weights in L2 and its input where it read it
 no network sees (a depthwise layer can take twice as long when its producer was split over the
 threads in another way). So one repeat is
 
-1. sweep: each thread reads a scratch buffer of 1.5 times its L2, or its part of half the
-   last-level cache, so that weights, residual and output are as far away as they are when the
-   rest of a network has passed through since they were used;
+1. sweep: each thread writes a scratch buffer of 1.5 times its L2, or its part of three quarters
+   of the last-level cache, so that weights, residual and output are as far away as they are when
+   the rest of a network has passed through since they were used. It writes because layers do: a
+   sweep that only reads leaves weights in a shared last-level cache that a network finds gone
+   (measured on MobileNetV2's classifier: 33 us after reading, 84 after writing, 130 in place);
 2. produce: the input is written afresh from a copy, divided over the threads as the workload's
    `in_split` says its real producer divides it;
 3. clock, kernel, clock; both readings are stored as they are.
@@ -29,7 +31,7 @@ if TYPE_CHECKING:
 KERNEL = "tvmsep_kernel"
 """Global symbol of every candidate's kernel."""
 TIMER = "tvmsep_time"
-"""`(source, *kernel parameters, sweep, sums, stamps, repeats)`."""
+"""`(source, *kernel parameters, sweep, stamps, repeats)`."""
 POISON = "tvmsep_poison"
 """`(output)`: fills it with NaN, so that an element left unwritten shows."""
 MAX_REPEATS = 256
@@ -43,7 +45,7 @@ Params = list[tuple[tuple[int, ...], str]]
 
 def sweep_shape(t: Target, threads: int) -> tuple[int, int, int]:
     """Shape of the fp32 scratch buffer: `[threads, cache lines, 16]`."""
-    each = max(3 * t.l2_bytes // 2, t.l3_bytes // 2 // threads)
+    each = max(3 * t.l2_bytes // 2, 3 * t.l3_bytes // 4 // threads)
     return threads, -(-each // 64), LINE
 
 
@@ -112,7 +114,6 @@ def source(params: Params, w: Workload, t: Target, threads: int) -> str:
         f"        {buffer('src', *params[0])},",
         *(f"        {a}," for a in args),
         f"        {buffer('sweep', (slots, lines, LINE), 'float32')},",
-        f"        {buffer('sums', (slots, LINE), 'float32')},",
         f"        {buffer('stamps', (MAX_REPEATS, 4), word)},",
         "        repeats: T.int32,",
         "    ):",
@@ -121,7 +122,7 @@ def source(params: Params, w: Workload, t: Target, threads: int) -> str:
         f"            for t in T.parallel({slots}):",
         f"                for i in range({lines}):",
         f"                    for v in T.vectorized({LINE}):",
-        "                        sums[t, v] = sums[t, v] + sweep[t, i, v]",
+        "                        sweep[t, i, v] = sweep[t, i, v] + T.float32(1)",
         f"            for t in T.parallel({threads}):",
         *("                " + s for s in _produce(params[0][0], w.in_split, threads)),
         "            " + stamp.format(clock, 0),

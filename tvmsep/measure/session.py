@@ -25,7 +25,7 @@ from tvmsep.measure.results import Built, Failed, Measured, shorten
 
 TOLERANCE = 1e-4
 """Largest accepted error, relative to the largest magnitude of the reference."""
-TRIAL_S = 0.03
+TRIAL_S = 0.02
 """Time one trial should spend in repeats, sweeps and producers included."""
 MIN_REPEATS = 8
 SLOW_TRIAL_S = 1.0
@@ -55,7 +55,6 @@ class _OnBoard:
     source: Any
     params: list[Any]
     sweep: Any
-    sums: Any
     stamps: Any
     want: Array
     nbytes: int
@@ -92,6 +91,7 @@ class Session:
         self._threads = 0
         self._seed = seed
         self._tasks: OrderedDict[str, _OnBoard] = OrderedDict()
+        self._sweeps: dict[tuple[int, int, int], Any] = {}
         self._names = itertools.count()
 
     @property
@@ -145,19 +145,23 @@ class Session:
             return
         w = task.workload
         inputs = example_inputs(w, self._seed)
-        want = reference(w, inputs)
+        # fp32: some 1e-6 off, far below the tolerance, and several times sooner there.
+        want = reference(w, inputs, "float32")
         sweep = harness.sweep_shape(target, task.threads)
+        if sweep not in self._sweeps:
+            # Any contents will do, and it is the largest tensor: nothing is sent.
+            self._sweeps[sweep] = self._tensor(sweep, "float32")
         nbytes = sum(a.nbytes for a in inputs) + inputs[0].nbytes + 4 * want.size
-        nbytes += 4 * int(np.prod(sweep))
         while self._tasks and sum(t.nbytes for t in self._tasks.values()) + nbytes > BOARD_BYTES:
             self._tasks.popitem(last=False)
         made = [self._tensor(a.shape, str(a.dtype), a) for a in inputs]
+        source = self._tensor(inputs[0].shape, str(inputs[0].dtype))
+        made[0].copyto(source)  # on the board: RPC moves some 60 MB/s
         out = self._tensor(want.shape, w.dtype)
         self._tasks[task.key] = _OnBoard(
-            source=self._tensor(inputs[0].shape, str(inputs[0].dtype), inputs[0]),
+            source=source,
             params=[*made, out],
-            sweep=self._tensor(sweep, "float32", np.zeros(sweep, np.float32)),
-            sums=self._tensor((sweep[0], harness.LINE), "float32", np.zeros((sweep[0], 16), "f4")),
+            sweep=self._sweeps[sweep],
             stamps=self._tensor((harness.MAX_REPEATS, 4), harness.stamps_dtype(target)),
             want=want,
             nbytes=nbytes,
@@ -185,7 +189,7 @@ class Session:
         timer = module[harness.TIMER]
 
         def run(count: int) -> Array:
-            timer(on.source, *on.params, on.sweep, on.sums, on.stamps, count)
+            timer(on.source, *on.params, on.sweep, on.stamps, count)
             words = on.stamps.numpy()[:count].astype(np.int64)
             ns: Array = words[:, ::2] * 1_000_000_000 + words[:, 1::2]
             return ns  # [count, (before, after)]

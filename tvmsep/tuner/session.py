@@ -107,7 +107,14 @@ class TuneState:
     phase: Literal["search", "final", "ended"] = "search"
     trials: int = 0
     """Search trials of this run."""
+    search_s: float = 0.0
+    """How long the search took, once it is over."""
     ended: float | None = None
+
+    @property
+    def trials_per_s(self) -> float:
+        """Search trials a second of search, the time for building them included."""
+        return self.trials / max(self.search_s or self.elapsed_s, 1e-9)
 
     @property
     def thread_counts(self) -> list[int]:
@@ -159,6 +166,7 @@ class _Run:
         self.state, self.progress = state, progress
         self.rng = np.random.default_rng(seed)
         self.models: dict[str, CostModel] = {}
+        self.built: dict[tuple[str, Config], Built | Failed] = {}
         board = farm.connect()
         self.board, self.cpu = board.name, board.cpu
         self.tvm = metadata.version("apache-tvm")
@@ -231,6 +239,14 @@ class _Run:
         )
         return model
 
+    def _build(self, task: Task, configs: Sequence[Config]) -> list[Built | Failed]:
+        """Compile what this run has not compiled yet."""
+        key = self._key(task)
+        new = [c for c in configs if (key, c) not in self.built]
+        builds = self.farm.build([(task, c) for c in new]) if new else []
+        self.built.update(((key, c), b) for c, b in zip(new, builds, strict=True))
+        return [self.built[key, c] for c in configs]
+
     def batch(self, state: TaskState, count: int) -> bool:
         """Measure the next `count` configs of a task; False if the board was gone at the end."""
         task = state.task
@@ -239,7 +255,7 @@ class _Run:
             task, state.space, state.tried, state.default, self.model(task.template), count,
             self.rng,
         )  # fmt: skip
-        builds = self.farm.build([(task, c) for c in configs])
+        builds = self._build(task, configs)
         todo: list[tuple[Task, Config, Built]] = []
         waiting: dict[str, list[Config]] = defaultdict(list)
         for config, built in zip(configs, builds, strict=True):
@@ -282,7 +298,7 @@ class _Run:
 
     def final(self, deadline: float | None) -> None:
         """Measure each task's best few again, in turn, heaviest tasks first."""
-        self.state.phase = "final"
+        self.state.phase, self.state.search_s = "final", self.state.elapsed_s
         self.progress(self.state)
         order = sorted(self.state.tasks, key=lambda t: -t.task.count * min(t.best_s, 1e9))
         by_task: dict[str, list[Trial]] = defaultdict(list)
@@ -298,11 +314,15 @@ class _Run:
                 finalists.setdefault(trial.program or trial.as_config().key, trial.as_config())
                 if len(finalists) == FINALISTS:
                     break
+            # What ran without tuning must be beaten in turn, not by one lucky measurement.
+            for trial in ranked:
+                if trial.as_config() == state.default:
+                    finalists.setdefault(trial.program or state.default.key, state.default)
             if len(finalists) < 2:
                 continue
-            jobs = [(state.task, c) for c in finalists.values()]
-            builds = zip(jobs, self.farm.build(jobs), strict=True)
-            ready = [(t, c, b) for (t, c), b in builds if isinstance(b, Built)]
+            configs = list(finalists.values())
+            builds = zip(configs, self._build(state.task, configs), strict=True)
+            ready = [(state.task, c, b) for c, b in builds if isinstance(b, Built)]
             rounds = ready * FINAL_ROUNDS
             for (task, config, built), answer in zip(rounds, self.farm.run(rounds), strict=True):
                 self.log.append(self._trial(task, config, answer, "final", built.program))
