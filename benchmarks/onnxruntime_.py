@@ -129,7 +129,8 @@ def main() -> None:
     from tvmsep.targets import host_cpu, local_target
 
     rows: list[dict] = []
-    print(f"# {host_cpu()[0]}, target {local_target().name}, {args.rounds} rounds of fresh processes")
+    machine = f"{host_cpu()[0]}, target {local_target().name}"
+    print(f"# {machine}, {args.rounds} rounds of fresh processes")
     head = f"{'model':34}{'threads':>8}  {'engine':18}{'lowest':>9}{'median':>9}{'worst':>9}"
     print(head + f"{'ratio':>8}{'paired':>8}{'diff':>9}")
     for spec in args.models:
@@ -145,8 +146,8 @@ def main() -> None:
                     flush=True,
                 )
     if args.json:
-        machine = {"cpu": host_cpu()[0], "system": platform.platform(), "python": sys.version}
-        Path(args.json).write_text(json.dumps({"machine": machine, "rows": rows}, indent=1) + "\n")
+        about = {"cpu": machine, "system": platform.platform(), "python": sys.version}
+        Path(args.json).write_text(json.dumps({"machine": about, "rows": rows}, indent=1) + "\n")
 
 
 if __name__ == "__main__":

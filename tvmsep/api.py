@@ -38,6 +38,10 @@ _SCRATCH_BYTES = 32 << 20
 """LLVM ends the process where it cannot write an object file, so room is looked for first."""
 
 
+NETWORK_RUNS = 40
+"""Runs that the whole network is timed for after tuning, beside the sum of its tasks."""
+
+
 @dataclass
 class Prepared:
     """A model imported and planned for a target at one or more thread counts."""
@@ -96,6 +100,8 @@ class Report:
     """Tasks whose config comes from a log."""
     tasks: int
     result: TuneResult | None = None
+    network_s: dict[int, float] = field(default_factory=dict)
+    """Median time of the whole network by thread count, where it was tuned on this host."""
     notes: list[str] = field(default_factory=list)
 
 
@@ -230,6 +236,8 @@ def tune(
             prepared, path, records.trials, say, preprocess, labels, peak_gflops=peak / 1e9
         )
     report.result = result
+    if tracker is None:
+        report.network_s = _time_network(path, list(prepared.plans))
     return report
 
 
@@ -297,6 +305,27 @@ def _must_fit(target: Target) -> None:
         )
 
 
+def _time_network(path: Path, counts: Sequence[int]) -> dict[int, float]:
+    """Seconds of the bundle's network at each thread count: the lowest of three medians.
+
+    Pauses let the threads that checked the bundle come to rest; they spin for a while.
+    """
+    import statistics
+    import time
+
+    from tvmsep.bundle import Bundle
+
+    times = {}
+    for count in counts:
+        with Bundle.load(path, count, verify=False) as net:
+            medians = []
+            for _ in range(3):
+                time.sleep(0.5)
+                medians.append(statistics.median(net.time(NETWORK_RUNS, warmup=10)))
+            times[count] = min(medians)
+    return times
+
+
 def choose_configs(
     prepared: Prepared, plan: Plan, winners: Mapping[str, Best]
 ) -> tuple[dict[Workload, tuple[str, Config]], list[Trial], float | None]:
@@ -314,7 +343,7 @@ def choose_configs(
         if best is not None and best.config in space:
             configs[task.workload] = (task.template, best.config)
             used.append(best.trial)
-            total = None if total is None else total + best.seconds * task.count
+            total = None if total is None else total + best.mean_s * task.count
         else:
             default = template.default(task.workload, prepared.target, task.threads)
             configs[task.workload] = (task.template, default)

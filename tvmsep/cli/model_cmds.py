@@ -175,6 +175,7 @@ def _print_report(report: Report, as_json: bool) -> None:
                     "tuned_tasks": report.tuned,
                     "check": msgspec.to_builtins(report.check),
                     "variants": msgspec.to_builtins(report.manifest.variants),
+                    "network_s": report.network_s,
                 }
             )
         )
@@ -183,6 +184,11 @@ def _print_report(report: Report, as_json: bool) -> None:
         print(line)
     for v in report.manifest.variants:
         estimate = "" if v.estimate_s is None else f", tasks sum to {v.estimate_s * 1e3:.2f} ms"
+        whole = report.network_s.get(v.threads)
+        if whole is not None:
+            estimate += f", the network takes {whole * 1e3:.2f} ms"
+            if v.estimate_s is not None:
+                estimate += f" ({100 * (whole / v.estimate_s - 1):+.0f}%)"
         print(f"{v.threads} thread(s): peak RAM {v.peak_ram_bytes / 1e6:.1f} MB{estimate}")
     print(f"{report.tuned} of {report.tasks} kernels run a measured config")
     print(f"wrote {report.path} ({size / 1e6:.1f} MB)")

@@ -16,6 +16,9 @@ class Best:
 
     config: Config
     seconds: float
+    """Its median: what configs are ranked by."""
+    mean_s: float
+    """What it adds to a network's time: the mean over its re-measurements, or its one trial."""
     trial: Trial
 
 
@@ -48,12 +51,14 @@ def best_trials(trials: Iterable[Trial]) -> dict[str, Best]:
         ranked = []
         for config, runs in again.items():
             runs.sort(key=lambda t: t.median_s)
-            ranked.append(Best(config, runs[len(runs) // 2].median_s, runs[len(runs) // 2]))
+            middle = runs[len(runs) // 2]
+            mean = sum(t.mean_s for t in runs) / len(runs)
+            ranked.append(Best(config, middle.median_s, mean, middle))
         bar = min((once[c].median_s for c in again if c in once), default=math.inf)
         newer = [t for c, t in once.items() if c not in again and t.median_s < bar]
         if newer:
             first = min(newer, key=lambda t: t.median_s)
-            winners[key] = Best(first.as_config(), first.median_s, first)
+            winners[key] = Best(first.as_config(), first.median_s, first.mean_s, first)
         elif ranked:
             winners[key] = min(ranked, key=lambda b: b.seconds)
     return winners
