@@ -96,11 +96,6 @@ _NUMPY: dict[str, Callable[..., Any]] = {
 }
 
 
-def is_activation(name: str) -> bool:
-    """Whether `name` (with or without parameters) is an activation known here."""
-    return name.split(":")[0] in _ACTIVATIONS
-
-
 def _call(table: dict[str, Callable[..., Any]], name: str, x: Any) -> Any:
     head, *params = name.split(":")
     if head not in table:

@@ -8,13 +8,14 @@ from typing import TYPE_CHECKING, Any
 __version__ = "0.1.0"
 
 if TYPE_CHECKING:
-    from tvmsep.api import Check, Report, build, tune, verify
+    from tvmsep.api import Report, build, tune, verify
     from tvmsep.bundle import Bundle
+    from tvmsep.check import Check
     from tvmsep.contracts import TvmsepError
 
 _HOME = {
     "Bundle": "tvmsep.bundle",
-    "Check": "tvmsep.api",
+    "Check": "tvmsep.check",
     "Report": "tvmsep.api",
     "TvmsepError": "tvmsep.contracts",
     "build": "tvmsep.api",
@@ -23,6 +24,10 @@ _HOME = {
 }
 
 __all__ = ["Bundle", "Check", "Report", "TvmsepError", "__version__", "build", "tune", "verify"]
+
+
+def __dir__() -> list[str]:
+    return __all__
 
 
 def __getattr__(name: str) -> Any:

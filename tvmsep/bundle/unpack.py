@@ -45,6 +45,8 @@ def export(
             `threads`, or `threads` came with a format that takes all variants.
     """
     out = Path(out)
+    if out.exists() and out.samefile(path):
+        raise InputError(f"{out} is the bundle itself: name another place with -o")
     with Package(path) as package:
         if format == "so":
             variant = package.pick(threads, len(allowed_cpus()))

@@ -21,6 +21,9 @@ def main() -> None:
 
     try:
         app(prog_name="tvmsep")
+    except KeyboardInterrupt:
+        print("interrupted: nothing was written", file=sys.stderr)
+        raise SystemExit(130) from None
     except TvmsepError as error:
         print(f"error: {error}", file=sys.stderr)
         raise SystemExit(error.exit_code) from None

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import signal
 import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -89,6 +90,8 @@ def tune(
     from tvmsep import api
     from tvmsep.cli.progress import TuneProgress, summary
 
+    # A batch system's way of asking to stop gets what Ctrl-C gets: a bundle of the best so far.
+    signal.signal(signal.SIGTERM, signal.default_int_handler)
     if key and rpc is None:
         raise InputError("--key names boards at a tracker: give --rpc HOST:PORT too")
     out = _out(output, model)
@@ -180,7 +183,7 @@ def _print_report(report: Report, as_json: bool) -> None:
             )
         )
         return
-    for line in report.check.lines():
+    for line in report.check.lines() if report.check else ():
         print(line)
     for v in report.manifest.variants:
         estimate = "" if v.estimate_s is None else f", tasks sum to {v.estimate_s * 1e3:.2f} ms"

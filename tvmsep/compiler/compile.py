@@ -71,6 +71,8 @@ def peak_bytes(lowered: IRModule) -> int:
     """Bytes of the statically planned activations: every storage that the VM function allocates."""
     text = lowered["main"].script(show_meta=False)
     sizes = re.findall(r"alloc_storage\(R\.shape\(\[(\d+)\]\)", text)
+    if "alloc_storage" in text and not sizes:
+        raise ValueError("TVM prints storages in a way that is not understood here")
     return sum(map(int, sizes))
 
 

@@ -32,7 +32,7 @@ class Config(Mapping[str, Value]):
         return len(self._map)
 
     def __hash__(self) -> int:
-        return hash(self._items)
+        return hash(frozenset(self._items))
 
     def __eq__(self, other: object) -> bool:
         return isinstance(other, Config) and dict(self._map) == dict(other._map)

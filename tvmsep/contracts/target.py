@@ -34,7 +34,6 @@ class Target(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tr
     """Whether an FMA can take a broadcast scalar from memory (AVX-512) or a lane (NEON)."""
     half_width_is_free: bool = False
     """Whether vectors of half the lanes run at the same FLOP rate (double-pumped units)."""
-    l1d_bytes: int
     l2_bytes: int
     """Of one core."""
     l3_bytes: int = 0

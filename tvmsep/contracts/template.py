@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import TYPE_CHECKING, Protocol
 
 from tvmsep.contracts.config import Config, Space
 from tvmsep.contracts.target import Target
@@ -44,6 +44,3 @@ class Template(Protocol):
     def apply(self, sch: s_tir.Schedule, w: Workload, t: Target, c: Config) -> None:
         """Schedule primitives only: cannot change the maths."""
         ...
-
-
-Registry = dict[str, Any]

@@ -183,9 +183,16 @@ def _onnx_reference(original: str | bytes, inputs: tuple[TensorSpec, ...]) -> Re
                 ) from error
             options = onnxruntime.SessionOptions()
             options.log_severity_level = 3
-            session.append(
-                onnxruntime.InferenceSession(original, options, providers=["CPUExecutionProvider"])
-            )
+            try:
+                made = onnxruntime.InferenceSession(
+                    original, options, providers=["CPUExecutionProvider"]
+                )
+            except Exception as error:  # onnxruntime's errors have no common base class
+                raise ModelError(
+                    f"onnxruntime {onnxruntime.__version__} refuses the model, so it cannot be "
+                    f"checked: {str(error).strip().splitlines()[-1]}"
+                ) from error
+            session.append(made)
         names = [spec.name for spec in inputs]
         return list(session[0].run(None, dict(zip(names, arrays, strict=True))))
 

@@ -33,6 +33,12 @@ def normalise(graph: Graph) -> Graph:
     return graph
 
 
+def _order(node: Node) -> list[int]:
+    """Where no axes are given: a transpose reverses them, anything else keeps them."""
+    axes = list(range(len(node.shape)))
+    return axes[::-1] if node.op == "permute_dims" else axes
+
+
 def _drop_identities(graph: Graph) -> None:
     for node in list(graph.nodes.values()):
         source = graph.nodes.get(node.inputs[0]) if node.inputs else None
@@ -43,7 +49,7 @@ def _drop_identities(graph: Graph) -> None:
             and node.inputs
             and graph.shape(node.inputs[0]) == node.shape
             and (source.dtype if source else "float32") == node.dtype
-            and list(node.attrs.get("axes") or range(9))[: len(node.shape)]
+            and list(node.attrs.get("axes") or _order(node))[: len(node.shape)]
             == list(range(len(node.shape)))
         ):
             graph.replace(node.name, node.inputs[0])

@@ -165,7 +165,7 @@ class Farm:
 
         Args:
             built: candidates as `build` returned them.
-            repeats: how often to time each; None for as many as make a trial of some 30 ms.
+            repeats: how often to time each; None for as many as make a trial of some 20 ms.
 
         Raises:
             BoardError: the board cannot run as asked, or the host's lock was never free.

@@ -102,7 +102,7 @@ def _register(folder: Path, cpu: str) -> None:
         return folder / name
 
     def load(name: str) -> object:
-        return tvm_ffi.load_module(str(path_of(name)))
+        return tvm_ffi.load_module(str(path_of(name)), keep_module_alive=False)
 
     def download(name: str) -> bytearray:
         if Path(name).suffix not in (".so", ".dylib"):

@@ -7,6 +7,7 @@ one layer ranks the untried configs of another (the idea of AutoTVM, Chen et al.
 from __future__ import annotations
 
 import math
+import zlib
 from collections import defaultdict
 from collections.abc import Iterable, Sequence
 from typing import TYPE_CHECKING, Any
@@ -30,7 +31,7 @@ def _log2(x: float) -> float:
 def features(w: Workload, threads: int, c: Config) -> list[float]:
     """Numbers that describe one config of one workload, comparable within a template."""
     ints = [_log2(v) for v in c.values() if isinstance(v, int)]
-    words = [float(sum(map(ord, v)) % 97) for v in c.values() if isinstance(v, str)]
+    words = [float(zlib.crc32(v.encode()) % 997) for v in c.values() if isinstance(v, str)]
     pairs = [a + b for i, a in enumerate(ints) for b in ints[i + 1 :]]
     pixels = w.oh * w.ow
     shape = [w.n, w.ic, w.oc, w.oh, w.ow, pixels, w.kh * w.kw, w.in_block, w.out_block]

@@ -34,6 +34,8 @@ FIRST_BATCH = 4
 before a short budget is over."""
 FINALISTS = 3
 FINAL_ROUNDS = 3
+HOPELESS = 3 * BATCH
+"""Trials without one success after which a task is given up."""
 PLATEAU_GAIN = 0.003
 PLATEAU_TRIALS = 160
 _FINAL_SECONDS_PER_TRIAL = 0.2
@@ -72,8 +74,9 @@ class TaskState:
         if self.exhausted:
             return 0.0
         if not math.isfinite(self.best_s):
-            return math.inf if self.trials == 0 else 0.0
-        room = 1.0 - self.floor_s / self.best_s
+            return math.inf if self.trials < HOPELESS else 0.0
+        # The peak was measured once, perhaps in a slow moment: some room is always left.
+        room = max(0.05, 1.0 - self.floor_s / self.best_s)
         rate = 0.5 * self.gain + 0.5 * room * BATCH / max(self.trials, BATCH)
         return self.task.count * self.best_s * max(0.0, min(rate, room))
 
@@ -188,7 +191,9 @@ class _Run:
         by_key = {self._key(t.task): (t, set(t.space)) for t in self.state.tasks}
         for trial in self.log.trials:
             state, space = by_key.get(trial.task_key, (None, set()))
-            if state is not None and trial.phase == "search" and trial.as_config() in space:
+            if trial.cpu != self.cpu or trial.tvm != self.tvm or state is None:
+                continue  # another machine's times say nothing about this one
+            if trial.phase == "search" and trial.as_config() in space:
                 state.record(trial)
 
     @staticmethod
@@ -303,7 +308,7 @@ class _Run:
         order = sorted(self.state.tasks, key=lambda t: -t.task.count * min(t.best_s, 1e9))
         by_task: dict[str, list[Trial]] = defaultdict(list)
         for trial in self.log.trials:
-            if trial.failure is None and trial.phase == "search":
+            if trial.failure is None and trial.phase == "search" and trial.cpu == self.cpu:
                 by_task[trial.task_key].append(trial)
         for state in order:
             if deadline is not None and time.monotonic() > deadline:
@@ -377,15 +382,14 @@ def tune_tasks(
     state = TuneState([], started, budget_s, trials)
     run = _Run(tasks, target, farm, log, peak_flops_per_core, seed, state, progress)
     tunable = sum(1 for t in state.tasks if len(t.space) > 1)
-    reserve = min(
-        tunable * FINALISTS * FINAL_ROUNDS * _FINAL_SECONDS_PER_TRIAL, 0.3 * (budget_s or 1e9)
-    )
+    final_s = tunable * FINALISTS * FINAL_ROUNDS * _FINAL_SECONDS_PER_TRIAL
+    reserve = final_s if budget_s is None else min(final_s, 0.3 * budget_s)
     reason = "interrupted"
     marks: list[tuple[int, float]] = []
     try:
-        reason = _search(run, started + budget_s - reserve if budget_s else None, marks)
+        reason = _search(run, started + budget_s - reserve if budget_s is not None else None, marks)
         if reason != "board_lost":
-            run.final(started + budget_s if budget_s else None)
+            run.final(started + budget_s if budget_s is not None else None)
     except KeyboardInterrupt:
         reason = "interrupted"
     state.phase, state.ended = "ended", time.monotonic()
@@ -405,8 +409,8 @@ def _search(run: _Run, deadline: float | None, marks: list[tuple[int, float]]) -
             return "exhausted"
         if not run.batch(best, min(BATCH if best.trials else FIRST_BATCH, left)):
             return "board_lost"
-        total = state.network_s()
-        if math.isfinite(total):
+        total = sum(t.task.count * t.best_s for t in state.tasks if math.isfinite(t.best_s))
+        if all(math.isfinite(t.best_s) or t.trials >= HOPELESS for t in state.tasks):
             marks.append((state.trials, total))
             old = next((t for n, t in reversed(marks) if n <= state.trials - PLATEAU_TRIALS), None)
             if old is not None and 1.0 - total / old < PLATEAU_GAIN:

@@ -1,0 +1,166 @@
+"""Whether a bundle computes what its model computes."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from tvmsep.contracts import ModelError, Target, TvmsepError
+
+if TYPE_CHECKING:
+    from tvmsep.frontends import Imported
+    from tvmsep.graph import Graph
+
+TOLERANCE = 1e-4
+"""Largest error accepted, relative to the largest output: fp32 networks stay far below it."""
+
+
+class Mismatch(TvmsepError):
+    """Outputs differ by more than rounding explains."""
+
+
+@dataclass
+class Check:
+    """How far a bundle's outputs are from the references, relative to the largest output."""
+
+    framework: float | None
+    """Against the model's own framework (onnxruntime or torch); None when it isn't installed."""
+    float64: float | None
+    """Against a float64 run; None where an operator has no float64 form."""
+    framework_float64: float | None
+    """The framework's own error against float64: what fp32 can be expected to reach."""
+    threads: tuple[int, ...]
+    """Thread counts whose variants were run; the errors are the worst of them."""
+    varies: float
+    """How much the output changes with the input, relative to the largest output."""
+
+    def lines(self) -> list[str]:
+        """For people."""
+        text = []
+        if self.framework is not None:
+            text.append(f"largest difference from the framework: {self.framework:.1e}")
+        if self.float64 is not None:
+            own = (
+                ""
+                if self.framework_float64 is None
+                else f" (its own: {self.framework_float64:.1e})"
+            )
+            text.append(f"error against float64: {self.float64:.1e}{own}")
+        moves = f"the output moves by {self.varies:.2g} of its size between two inputs"
+        if self.varies < 1e-3:
+            moves += ": it hardly depends on the input, so this comparison proves little"
+        text.append(moves)
+        return text
+
+
+def cannot_run_here(target: Target, counts: Iterable[int]) -> str | None:
+    """Why this host cannot run a target's code at these thread counts; None if it can."""
+    from tvmsep.targets import host_cores, misfit
+
+    why = misfit(target)
+    if why is None and max(counts) > host_cores():
+        why = f"it is for {max(counts)} threads, this host has {host_cores()} cores"
+    return why
+
+
+def relative_errors(got: Sequence[Any], want: Sequence[Any]) -> float:
+    """The worst output's largest error over its largest value; infinite if `got` is not finite."""
+    import numpy as np
+
+    worst = 0.0
+    for g, w in zip(got, want, strict=True):
+        if g.shape != w.shape or not np.isfinite(g).all():
+            return float("inf")
+        scale = float(np.abs(w).max()) or 1.0
+        worst = max(worst, float(np.abs(g.astype(np.float64) - w).max()) / scale)
+    return worst
+
+
+def _finite(outputs: Sequence[Any], who: str) -> None:
+    import numpy as np
+
+    for index, array in enumerate(outputs):
+        if not np.isfinite(array).all():
+            raise ModelError(
+                f"output {index} of the model holds NaN or infinity on random inputs ({who}): "
+                "nothing can be compared; check the model's weights"
+            )
+
+
+def _framework(imported: Imported, inputs: Sequence[Any]) -> list[Any] | None:
+    """The model in its own framework; None where that is not installed."""
+    if imported.reference is None:
+        return None
+    try:
+        return list(imported.reference(list(inputs)))
+    except ModelError as problem:
+        if isinstance(problem.__cause__, ImportError):
+            return None
+        raise
+
+
+def check_bundle(path: Path, imported: Imported, graph: Graph, seed: int = 0) -> Check:
+    """Run every variant of a bundle and its model on the same random inputs and compare.
+
+    Three comparisons, each against the same limit: the import (float64 run of the graph) against
+    the framework, the bundle against the framework, the bundle against float64.
+
+    Args:
+        path: the bundle.
+        imported: its model.
+        graph: the model as imported, not normalised.
+        seed: of the inputs.
+
+    Raises:
+        ModelError: the model's own outputs are not finite.
+        Mismatch: the outputs differ by more than fp32 explains, or hold NaN or infinity.
+    """
+    from tvmsep.bundle import Bundle, Package
+    from tvmsep.graph import evaluate
+
+    with Package(path, verify=False) as package:
+        counts = tuple(v.threads for v in package.manifest.variants)
+    runs: list[list[Any]] = []
+    varies = 0.0
+    inputs: list[Any] = []
+    for count in counts:
+        with Bundle.load(path, count, verify=False) as net:
+            inputs, others = net.noise(seed), net.noise(seed + 1)
+            got, other = _list(net(*inputs)), _list(net(*others))
+        runs.append(got)
+        varies = max(varies, relative_errors(other, got))
+    theirs = _framework(imported, inputs)
+    if theirs is not None:
+        _finite(theirs, "in its own framework")
+    exact: list[Any] | None
+    try:
+        exact = evaluate(graph, dict(zip(graph.inputs, inputs, strict=True)))
+    except ModelError:
+        exact = None
+    if exact is not None:
+        _finite(exact, "in float64")
+    check = Check(
+        framework=max(relative_errors(g, theirs) for g in runs) if theirs is not None else None,
+        float64=max(relative_errors(g, exact) for g in runs) if exact is not None else None,
+        framework_float64=relative_errors(theirs, exact)
+        if theirs is not None and exact is not None
+        else None,
+        threads=counts,
+        varies=varies,
+    )
+    for error, what in (
+        (check.framework_float64, "the model as imported differs from its own framework"),
+        (check.framework, "the compiled network differs from the model's own framework"),
+        (check.float64, "the compiled network differs from a float64 run of the model"),
+    ):
+        if error is not None and not error <= TOLERANCE:
+            raise Mismatch(
+                f"{what} by {error:.1e} of the largest output (allowed: {TOLERANCE:.0e})"
+            )
+    return check
+
+
+def _list(result: Any) -> list[Any]:
+    return list(result) if isinstance(result, tuple) else [result]
