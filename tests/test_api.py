@@ -135,3 +135,11 @@ def test_nothing_else_is_overwritten(bundle: Path, tmp_path: Path) -> None:
 def test_thread_counts_that_are_none(threads: Any, tmp_path: Path) -> None:
     with pytest.raises(InputError, match="threads is"):
         tvmsep.build(SMALL, out=tmp_path / "x.tvmsep", threads=threads, logs=())
+
+
+def test_labels_are_counted_before_any_work(tmp_path: Path) -> None:
+    path = tmp_path / "x.tvmsep"
+    for verb in (tvmsep.build, tvmsep.tune):
+        with pytest.raises(InputError, match="3 labels were given, the model has 10"):
+            verb(SMALL, out=path, threads=1, labels=["a", "b", "c"])
+    assert os.listdir(tmp_path) == []

@@ -304,3 +304,10 @@ def test_reference_pads_as_the_model_says(local: Target) -> None:
 @pytest.mark.parametrize("seed", range(40))
 def test_random_network(seed: int, local: Target) -> None:
     assert pipeline_error(random_network(seed, depth=4), local, 1 + seed % 2) < TOLERANCE
+
+
+def test_a_transpose_without_axes_is_no_identity(local: Target) -> None:
+    """It reverses them, also where the shape does not show it."""
+    net = Net()
+    x = net.input(8, 8)
+    assert pipeline_error(net.proto(net.op("Relu", net.op("Transpose", x))), local, 1) < TOLERANCE

@@ -231,6 +231,30 @@ def test_ctrl_c_ends_with_the_best_so_far(tmp_path: Path) -> None:
     assert result.state.phase == "ended"
 
 
+def test_a_task_whose_first_batch_fails_is_not_given_up(tmp_path: Path) -> None:
+    failures = iter(range(6))
+
+    def fail(_: Config) -> Failed | None:
+        return Failed("timeout", "slow") if next(failures, None) is not None else None
+
+    result, _ = tune(FakeFarm(fail=fail), tmp_path / "l.jsonl", TASKS[:1], trials=40)
+    assert result.best and result.state.tasks[0].failures == 6
+
+
+def test_another_cpus_trials_decide_nothing_here(tmp_path: Path) -> None:
+    class Slow(FakeFarm):
+        def connect(self) -> Board:
+            return Board("slow", "127.0.0.1", 1, "slow", "Slow CPU", True)
+
+    log = tmp_path / "l.jsonl"
+    fast, _ = tune(FakeFarm(), log, TASKS[:1], trials=24)
+    slow, trials = tune(Slow(lambda t, c: 10 * bowl(t, c)), log, TASKS[:1], trials=24)
+    (quick,), (late,) = fast.best.values(), slow.best.values()
+    assert quick.trial.cpu == "Fake CPU" and late.trial.cpu == "Slow CPU"
+    assert slow.state.trials == 24 and len(search(trials)) == 48
+    assert late.seconds > 5 * quick.seconds
+
+
 def test_the_model_beats_random_search_on_average(tmp_path: Path) -> None:
     task = pointwise(28, 64, 128)
     configs = space(task)
@@ -420,11 +444,14 @@ def test_kill_9_in_mid_run_then_go_on(tmp_path: Path) -> None:
 
 
 @linux
-def test_ctrl_c_writes_the_best_so_far_and_leaves_no_process(tmp_path: Path) -> None:
+@pytest.mark.parametrize("stop", [signal.SIGINT, signal.SIGTERM])
+def test_asked_to_stop_it_writes_the_best_so_far_and_leaves_no_process(
+    tmp_path: Path, stop: signal.Signals
+) -> None:
     run = start_tune(tmp_path, "--budget", "5m")
     try:
         wait_for_lines(tmp_path / "net.jsonl", 10)
-        run.send_signal(signal.SIGINT)
+        run.send_signal(stop)
         out, err = run.communicate(timeout=120)
     finally:
         run.kill()

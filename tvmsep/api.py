@@ -191,6 +191,8 @@ def tune(
     from tvmsep.measure import Farm
     from tvmsep.tuner import tune_tasks
 
+    if budget_s is not None and not budget_s > 0:
+        raise InputError(f"budget_s is {budget_s}: give a number of seconds above 0")
     path = Path(out)
     check_writable(path)
     log_path = Path(log) if log else path.with_suffix(".jsonl")
@@ -199,8 +201,7 @@ def tune(
     prepared = prepare(
         model, target=target, threads=threads, shapes=shapes, example_inputs=example_inputs
     )
-    if budget_s is not None and not budget_s > 0:
-        raise InputError(f"budget_s is {budget_s}: give a number of seconds above 0")
+    _check_labels(labels, prepared.imported)
     if tracker is None:
         _must_fit(prepared.target)
     with LogFile(log_path, target=prepared.target.name) as records:
@@ -216,9 +217,9 @@ def tune(
             say("interrupted: writing a bundle of the best so far; Ctrl-C again ends without one")
         elif result.reason == "board_lost":
             say(f"board {farm.board.name} is lost: writing a bundle of the best so far")
-        # Another machine's times decide nothing here: a target may span several CPUs.
-        mine = [t for t in records.trials if t.cpu == farm.board.cpu]
-        report = _write(prepared, path, mine, say, preprocess, labels, peak_gflops=peak / 1e9)
+        report = _write(
+            prepared, path, result.best, len(records.trials), say, preprocess, labels, peak / 1e9
+        )
     report.result = result
     if tracker is None and report.check is not None:
         report.network_s = _time_network(path, list(prepared.plans))
@@ -256,7 +257,7 @@ def build(
     Raises:
         TvmsepError: a user's mistake; nothing was written.
     """
-    from tvmsep.logs import read_log, shipped_logs
+    from tvmsep.logs import best_trials, read_log, shipped_logs
 
     path = Path(out)
     check_writable(path)
@@ -265,6 +266,7 @@ def build(
     prepared = prepare(
         model, target=target, threads=threads, shapes=shapes, example_inputs=example_inputs
     )
+    _check_labels(labels, prepared.imported)
     sources = shipped_logs(prepared.target.name) if logs is None else [Path(p) for p in logs]
     trials: list[Trial] = []
     for source in sources:
@@ -276,7 +278,16 @@ def build(
                 f"{prepared.target.name}: give a log of that target"
             )
         trials += found
-    return _write(prepared, path, trials, say, preprocess, labels, peak_gflops=None)
+    return _write(prepared, path, best_trials(trials), len(trials), say, preprocess, labels, None)
+
+
+def _check_labels(labels: Sequence[str] | None, imported: Imported) -> None:
+    classes = imported.outputs[0].shape[-1]
+    if labels is not None and len(labels) != classes:
+        raise InputError(
+            f"{len(labels)} labels were given, the model has {classes} classes: "
+            "give one name a class"
+        )
 
 
 def _must_fit(target: Target) -> None:
@@ -339,7 +350,8 @@ def choose_configs(
 def _write(
     prepared: Prepared,
     path: Path,
-    trials: Sequence[Trial],
+    winners: Mapping[str, Best],
+    log_total: int,
     say: Callable[[str], None],
     preprocess: Preprocess | None,
     labels: Sequence[str] | None,
@@ -350,14 +362,7 @@ def _write(
 
     from tvmsep.bundle import TensorInfo, write_bundle
     from tvmsep.compiler import compile_library, emit, lower, peak_bytes
-    from tvmsep.logs import best_trials
 
-    if labels is not None and len(labels) != prepared.imported.outputs[0].shape[-1]:
-        raise InputError(
-            f"{len(labels)} labels were given, the model has "
-            f"{prepared.imported.outputs[0].shape[-1]} classes: give one name a class"
-        )
-    winners = best_trials(trials)
     libraries: dict[int, bytes] = {}
     texts: dict[int, str] = {}
     ram: dict[int, int] = {}
@@ -395,7 +400,7 @@ def _write(
             peak_ram_bytes=ram,
             estimate_s=estimates or None,
             log_lines=[msgspec.json.encode(t).decode() for t in used],
-            log_total=len(trials),
+            log_total=log_total,
             source=imported.source,
             licence=imported.source.get("licence", "unknown"),
             preprocess=preprocess or imported.preprocess,

@@ -189,12 +189,14 @@ class _Run:
     def _resume(self) -> None:
         """Take over what the log already holds for these tasks."""
         by_key = {self._key(t.task): (t, set(t.space)) for t in self.state.tasks}
-        for trial in self.log.trials:
+        for trial in self.mine():
             state, space = by_key.get(trial.task_key, (None, set()))
-            if trial.cpu != self.cpu or trial.tvm != self.tvm or state is None:
-                continue  # another machine's times say nothing about this one
-            if trial.phase == "search" and trial.as_config() in space:
+            if state is not None and trial.phase == "search" and trial.as_config() in space:
                 state.record(trial)
+
+    def mine(self) -> list[Trial]:
+        """The log's trials of this CPU and TVM: a target spans several, and times do not carry."""
+        return [t for t in self.log.trials if (t.cpu, t.tvm) == (self.cpu, self.tvm)]
 
     @staticmethod
     def _key(task: Task) -> str:
@@ -307,8 +309,8 @@ class _Run:
         self.progress(self.state)
         order = sorted(self.state.tasks, key=lambda t: -t.task.count * min(t.best_s, 1e9))
         by_task: dict[str, list[Trial]] = defaultdict(list)
-        for trial in self.log.trials:
-            if trial.failure is None and trial.phase == "search" and trial.cpu == self.cpu:
+        for trial in self.mine():
+            if trial.failure is None and trial.phase == "search":
                 by_task[trial.task_key].append(trial)
         for state in order:
             if deadline is not None and time.monotonic() > deadline:
@@ -393,7 +395,7 @@ def tune_tasks(
     except KeyboardInterrupt:
         reason = "interrupted"
     state.phase, state.ended = "ended", time.monotonic()
-    return TuneResult(best_trials(log.trials), reason, state)
+    return TuneResult(best_trials(run.mine()), reason, state)
 
 
 def _search(run: _Run, deadline: float | None, marks: list[tuple[int, float]]) -> str:
