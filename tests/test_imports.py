@@ -15,10 +15,10 @@ ORDER = (
     "frontends",
     "graph",
     "codegen",
+    "compiler",
     "measure",
     "logs",
     "tuner",
-    "compiler",
     "bundle",
     "report",
 )

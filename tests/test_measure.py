@@ -20,6 +20,7 @@ from pathlib import Path
 import pytest
 
 from tvmsep.codegen import kernel
+from tvmsep.compiler import stamps_dtype
 from tvmsep.contracts import BoardError, Config, Target, Task, Workload
 from tvmsep.measure import Board, Built, Failed, Farm, Measured, builder, harness, worker
 from tvmsep.measure.local import LOCAL_KEY, LocalServer
@@ -182,7 +183,7 @@ def test_producer_writes_all_of_the_input(
     x, out = (tvm.runtime.tensor(np.full(shape, np.nan, np.float32)) for _ in range(2))
     sweep = harness.sweep_shape(target, task.threads)
     scratch = tvm.runtime.tensor(np.zeros(sweep, np.float32))
-    stamps = tvm.runtime.tensor(np.zeros((harness.MAX_REPEATS, 4), harness.stamps_dtype(target)))
+    stamps = tvm.runtime.tensor(np.zeros((harness.MAX_REPEATS, 4), stamps_dtype(target)))
     args = (tvm.runtime.tensor(source), x, out, scratch, stamps, 2)
     in_thread(lambda: module[harness.TIMER](*args))
     assert (x.numpy() == source).all() and (out.numpy() == source).all()
@@ -202,9 +203,7 @@ def test_harness_adds_next_to_nothing(
     sweep = harness.sweep_shape(farm.target, task.threads)
     shapes = [W.in_shape, W.in_shape, (3, 32, 16), (3, 16), W.out_shape, sweep]
     args = [tvm.runtime.tensor(np.zeros(s, np.float32)) for s in shapes]
-    stamps = tvm.runtime.tensor(
-        np.zeros((harness.MAX_REPEATS, 4), harness.stamps_dtype(farm.target))
-    )
+    stamps = tvm.runtime.tensor(np.zeros((harness.MAX_REPEATS, 4), stamps_dtype(farm.target)))
     in_thread(lambda: module[harness.TIMER](*args, stamps, 64))
     words = stamps.numpy()[:64].astype(np.int64)
     ns = (words[:, 2] - words[:, 0]) * 10**9 + words[:, 3] - words[:, 1]

@@ -11,7 +11,7 @@ import subprocess
 import sys
 import time
 from collections import Counter
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -19,8 +19,10 @@ import numpy as np
 import pytest
 
 from tvmsep.contracts import Config, LogError, Target, Task, Trial, Workload
+from tvmsep.graph import Plan
+from tvmsep.graph.plan import Step
 from tvmsep.logs import LogFile, best_trials, read_log
-from tvmsep.measure import Board, Built, Failed, Measured
+from tvmsep.measure import Board, Built, Failed, Measured, NetworkTimes
 from tvmsep.schedules import TEMPLATES
 from tvmsep.targets import load_target
 from tvmsep.tuner import TuneResult, TuneState, tune_tasks
@@ -73,6 +75,7 @@ class FakeFarm:
         self.seconds, self.fail, self.build_fail = seconds, fail, build_fail
         self.program, self.pause_s = program, pause_s
         self.ran: list[tuple[str, Config]] = []
+        self.builders = 1
 
     def connect(self) -> Board:
         return Board("fake", "127.0.0.1", 1, "fake", "Fake CPU", True)
@@ -332,6 +335,8 @@ def test_a_full_disk_leaves_whole_lines(tmp_path: Path) -> None:
     code = """
 import resource, sys
 from tvmsep.contracts import LogError
+from tvmsep.graph import Plan
+from tvmsep.graph.plan import Step
 from tvmsep.logs import LogFile, read_log
 sys.path.insert(0, sys.argv[2])
 from test_tuner import a_trial
@@ -373,6 +378,73 @@ def test_the_winner_after_an_early_stop() -> None:
     assert winner([*log, a_trial(config=newer, times_s=(1e-6,))]) == newer
     wrong = a_trial(config=slow, times_s=(), failure="wrong_output", phase="final")
     assert winner([*log, wrong]) == fast
+
+
+class NetworkFarm(FakeFarm):
+    """Also times networks, in which another config wins than alone."""
+
+    def __init__(self, inside: Time, failed: Failed | None = None) -> None:
+        super().__init__()
+        self.inside, self.failed = inside, failed
+        self.networks: list[int] = []
+
+    def run_networks(
+        self,
+        plan: Plan,
+        choices: Sequence[Mapping[Workload, tuple[str, Config]]],
+        *,
+        rounds: int,
+        whole: bool,
+    ) -> NetworkTimes | Failed:
+        self.networks.append(len(choices))
+        by_workload = {t.workload: t for t in plan.tasks(TARGET)}
+        times = [
+            {w: (self.inside(by_workload[w], c),) * rounds for w, (_, c) in choice.items()}
+            for choice in choices
+        ]
+        return self.failed or NetworkTimes(times, (0.25,) * rounds if whole else ())
+
+
+def a_plan() -> Plan:
+    steps = [
+        Step(f"v{t.workload.key}{i}", ["x"], [], t.workload, t.template)
+        for t in TASKS
+        for i in range(t.count)
+    ]
+    return Plan(steps, {}, {}, [], {}, {}, {}, 1)
+
+
+def upside_down(task: Task, config: Config) -> float:
+    return 1e-9 / bowl(task, config)
+
+
+def test_the_network_decides_between_the_best_few(tmp_path: Path) -> None:
+    farm = NetworkFarm(upside_down)
+    result, trials = tune(farm, tmp_path / "log.jsonl", trials=60, plans=[a_plan()])
+    assert {t.phase for t in trials} == {"search", "network"}
+    assert farm.networks[1:] == [2, 1]  # the two best of each meet once more, then the winners
+    assert result.state.whole_s == {1: 0.25}
+    for state in result.state.tasks:
+        mine = [t for t in trials if t.workload == state.task.workload]
+        inside = {t.as_config() for t in mine if t.phase == "network"}
+        assert state.default in inside and 3 <= len(inside) <= farm.networks[0]
+        best = next(b for b in result.best.values() if b.trial.workload == state.task.workload)
+        assert best.config == min(inside, key=lambda c: upside_down(state.task, c))
+        assert best.mean_s == pytest.approx(upside_down(state.task, best.config))
+
+
+def test_a_network_that_cannot_be_timed_leaves_the_search_to_decide(tmp_path: Path) -> None:
+    farm = NetworkFarm(upside_down, Failed("timeout", "no answer within 120 s"))
+    result, trials = tune(farm, tmp_path / "log.jsonl", trials=60, plans=[a_plan()])
+    assert {t.phase for t in trials} == {"search"}
+    assert "no answer within 120 s" in result.state.note
+    assert len(result.best) == len(TASKS)
+
+
+def test_little_time_makes_few_variants(tmp_path: Path) -> None:
+    farm = NetworkFarm(upside_down)
+    tune(farm, tmp_path / "log.jsonl", budget_s=0.3, plans=[a_plan()])
+    assert farm.networks[0] <= 2
 
 
 # The real thing, in a process of its own

@@ -12,7 +12,7 @@ import shutil
 import tempfile
 import time
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -37,10 +37,6 @@ if TYPE_CHECKING:
 
 _SCRATCH_BYTES = 32 << 20
 """LLVM ends the process where it cannot write an object file, so room is looked for first."""
-
-
-NETWORK_RUNS = 40
-"""Runs that the whole network is timed for after tuning, beside the sum of its tasks."""
 
 
 @dataclass
@@ -70,8 +66,6 @@ class Report:
     """Tasks whose config comes from a log."""
     tasks: int
     result: TuneResult | None = None
-    network_s: dict[int, float] = field(default_factory=dict)
-    """Median time of the whole network by thread count, where it was tuned on this host."""
 
 
 def prepare(
@@ -210,9 +204,12 @@ def tune(
             peak = farm.peak_flops_per_core()
             result = tune_tasks(
                 prepared.tasks(), prepared.target, farm, records,
-                peak_flops_per_core=peak, budget_s=budget_s, trials=trials, seed=seed,
+                peak_flops_per_core=peak, plans=list(prepared.plans.values()),
+                budget_s=budget_s, trials=trials, seed=seed,
                 progress=progress,
             )  # fmt: skip
+        if result.state.note:
+            say(result.state.note)
         if result.reason == "interrupted":
             say("interrupted: writing a bundle of the best so far; Ctrl-C again ends without one")
         elif result.reason == "board_lost":
@@ -221,8 +218,6 @@ def tune(
             prepared, path, result.best, len(records.trials), say, preprocess, labels, peak / 1e9
         )
     report.result = result
-    if tracker is None and report.check is not None:
-        report.network_s = _time_network(path, list(prepared.plans))
     return report
 
 
@@ -302,32 +297,12 @@ def _must_fit(target: Target) -> None:
         )
 
 
-def _time_network(path: Path, counts: Sequence[int]) -> dict[int, float]:
-    """Seconds of the bundle's network at each thread count: the lowest of three medians.
-
-    Pauses let the threads that checked the bundle come to rest; they spin for a while.
-    """
-    import statistics
-
-    from tvmsep.bundle import Bundle
-
-    times = {}
-    for count in counts:
-        with Bundle.load(path, count, verify=False) as net:
-            medians = []
-            for _ in range(3):
-                time.sleep(0.5)
-                medians.append(statistics.median(net.time(NETWORK_RUNS, warmup=10)))
-            times[count] = min(medians)
-    return times
-
-
 def choose_configs(
     prepared: Prepared, plan: Plan, winners: Mapping[str, Best]
 ) -> tuple[dict[Workload, tuple[str, Config]], list[Trial], float | None]:
     """Config of each workload; the log lines they came from; the sum of task times if all known."""
     from tvmsep.schedules import TEMPLATES
-    from tvmsep.tuner.session import task_key
+    from tvmsep.tuner.state import task_key
 
     configs: dict[Workload, tuple[str, Config]] = {}
     used: list[Trial] = []

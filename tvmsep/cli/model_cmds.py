@@ -168,6 +168,7 @@ def _print_report(report: Report, as_json: bool) -> None:
     import msgspec
 
     size = report.path.stat().st_size
+    whole_s = report.result.state.whole_s if report.result else {}
     if as_json:
         print(
             json.dumps(
@@ -178,7 +179,7 @@ def _print_report(report: Report, as_json: bool) -> None:
                     "tuned_tasks": report.tuned,
                     "check": msgspec.to_builtins(report.check),
                     "variants": msgspec.to_builtins(report.manifest.variants),
-                    "network_s": report.network_s,
+                    "network_s": whole_s,
                 }
             )
         )
@@ -187,7 +188,7 @@ def _print_report(report: Report, as_json: bool) -> None:
         print(line)
     for v in report.manifest.variants:
         estimate = "" if v.estimate_s is None else f", tasks sum to {v.estimate_s * 1e3:.2f} ms"
-        whole = report.network_s.get(v.threads)
+        whole = whole_s.get(v.threads)
         if whole is not None:
             estimate += f", the network takes {whole * 1e3:.2f} ms"
             if v.estimate_s is not None:

@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
 from tvmsep.codegen import kernel
+from tvmsep.compiler.clock import Clock, stamps_shape
 from tvmsep.contracts import Config, ModelError, Target, Workload
 from tvmsep.graph.importer import is_tensor
 from tvmsep.graph.ir import VIEWS, Node
@@ -18,13 +19,21 @@ SCHEDULED = "tvmsep.scheduled"
 _OPAQUE_PATTERN = 8  # relax.OpPatternKind.kOpaque: FuseOps leaves the kernel alone
 
 
-def emit(plan: Plan, target: Target, configs: Mapping[Workload, tuple[str, Config]]) -> IRModule:
+def emit(
+    plan: Plan,
+    target: Target,
+    configs: Mapping[Workload, tuple[str, Config]],
+    *,
+    stamped_runs: int = 0,
+) -> IRModule:
     """One Relax function `main(inputs..., parameters...)`; kernels are shared between equal steps.
 
     Args:
         plan: what to run.
         target: what to schedule for.
         configs: template and config of each workload of the plan.
+        stamped_runs: above 0, the network takes one parameter more, which `stamps_shape`
+            describes, and reads the clock into it before its first step and after each one.
     """
     from tvm import relax
 
@@ -38,6 +47,8 @@ def emit(plan: Plan, target: Target, configs: Mapping[Workload, tuple[str, Confi
         values[name] = relax.Var(f"p_{var}", relax.TensorType(array.shape, str(array.dtype)))
     functions: dict[Workload, Any] = {}
     shared, single = _shared(plan), len(plan.outputs) == 1
+    clock = Clock(builder, target, stamps_shape(plan, stamped_runs)) if stamped_runs else None
+    arguments = [*values.values(), *([clock.stamps] if clock else [])]
 
     def function(w: Workload) -> Any:
         if w not in functions:
@@ -48,16 +59,22 @@ def emit(plan: Plan, target: Target, configs: Mapping[Workload, tuple[str, Confi
             functions[w] = builder.add_func(func, name)
         return functions[w]
 
-    with builder.function("main", list(values.values()), attrs={"num_input": len(plan.inputs)}):
+    with builder.function("main", arguments, attrs={"num_input": len(plan.inputs)}):
         with builder.dataflow():
+            if clock:
+                clock.read()
             for step in plan.steps:
                 if step.workload is not None:
                     values[step.output] = _kernel_call(builder, step, function, values, plan)
                 elif step.node is not None:
                     values[step.output] = _again(builder, step.node, step.inputs, values, plan)
+                if clock:
+                    clock.read()
             outputs = [
                 values[o] if o in values else relax.const(plan.constants[o]) for o in plan.outputs
             ]
+            if clock:  # an output too, or the readings would be dead code
+                outputs, shared, single = [*outputs, clock.stamps], [*shared, False], False
             if not any(shared):
                 outputs = [builder.emit_output(outputs[0] if single else relax.Tuple(outputs))]
             else:

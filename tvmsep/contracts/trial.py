@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import statistics
+from collections.abc import Sequence
 from typing import Literal
 
 import msgspec
@@ -19,7 +21,16 @@ Failure = Literal[
     "timeout",
     "board_lost",
 ]
-Phase = Literal["search", "final"]
+Phase = Literal["search", "final", "network"]
+
+
+def robust_mean(times_s: Sequence[float]) -> float:
+    """Mean time, each run counted as three medians at most.
+
+    What a kernel adds to a network: the time of a sum is the sum of means, not of medians.
+    """
+    limit = 3 * statistics.median(times_s)
+    return sum(min(t, limit) for t in times_s) / len(times_s)
 
 
 class Trial(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
@@ -36,7 +47,7 @@ class Trial(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
     program: str = ""
     """Hash of the lowered program: equal programs are measured once."""
     phase: Phase = "search"
-    """`final` marks a re-measurement of one of the best few."""
+    """`network` marks one of the best few, timed inside its network; `final` one measured alone."""
     target: str
     threads: int
     board: str
@@ -61,20 +72,12 @@ class Trial(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
         """Median time; infinite for a failure."""
         if not self.times_s:
             return float("inf")
-        ordered = sorted(self.times_s)
-        mid = len(ordered) // 2
-        return ordered[mid] if len(ordered) % 2 else (ordered[mid - 1] + ordered[mid]) / 2
+        return statistics.median(self.times_s)
 
     @property
     def mean_s(self) -> float:
-        """Mean time, each repeat counted as three medians at most; infinite for a failure.
-
-        What a kernel adds to a network: the time of a sum is the sum of means, not of medians.
-        """
-        if not self.times_s:
-            return float("inf")
-        limit = 3 * self.median_s
-        return sum(min(t, limit) for t in self.times_s) / len(self.times_s)
+        """`robust_mean` of the times; infinite for a failure."""
+        return robust_mean(self.times_s) if self.times_s else float("inf")
 
     def as_config(self) -> Config:
         """The config as a value that can be hashed."""

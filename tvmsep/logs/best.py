@@ -18,47 +18,63 @@ class Best:
     seconds: float
     """Its median: what configs are ranked by."""
     mean_s: float
-    """What it adds to a network's time: the mean over its re-measurements, or its one trial."""
+    """What it adds to a network's time: the mean over those measurements."""
     trial: Trial
 
 
 def best_trials(trials: Iterable[Trial]) -> dict[str, Best]:
     """The winner for each task key.
 
-    Re-measurements of the best few (`final`) outrank search trials, since only they were taken in
-    turn; a config's time is the median of its final medians, or else its only search median. A
-    config that was found since and not measured again yet (a run that was stopped early) wins
-    only if it beat the search time of every one that was. A config whose output was ever wrong
-    never wins.
+    Times taken inside a network outrank re-measurements of single kernels, and these outrank
+    search trials, since only the former were taken in turn.
+
+    - In a network: the fastest of those that took turns last (they share a date): earlier turns
+      decided which these were, and times of different minutes do not compare.
+    - Alone: a config's time is the median of its medians. A config that was found since and not
+      measured again yet (a run that was stopped early) wins only if it beat the search time of
+      every one that was.
+
+    A config whose output was ever wrong never wins.
     """
-    final: dict[str, dict[Config, list[Trial]]] = defaultdict(lambda: defaultdict(list))
+    trials = list(trials)
+    wrong = {(t.task_key, t.as_config()) for t in trials if t.failure == "wrong_output"}
     search: dict[str, dict[Config, Trial]] = defaultdict(dict)
-    wrong: set[tuple[str, Config]] = set()
+    again: dict[str, dict[Config, list[Trial]]] = defaultdict(lambda: defaultdict(list))
+    inside: dict[str, list[Trial]] = defaultdict(list)
     for trial in trials:
         key, config = trial.task_key, trial.as_config()
-        if trial.failure == "wrong_output":
-            wrong.add((key, config))
-        if trial.failure is not None or not trial.times_s:
+        if trial.failure is not None or not trial.times_s or (key, config) in wrong:
             continue
-        if trial.phase == "final":
-            final[key][config].append(trial)
-        else:
+        if trial.phase == "search":
             search[key][config] = trial
-    winners = {}
-    for key in {**search, **final}:
-        again = {c: runs for c, runs in final[key].items() if (key, c) not in wrong}
-        once = {c: t for c, t in search[key].items() if (key, c) not in wrong}
-        ranked = []
-        for config, runs in again.items():
-            runs.sort(key=lambda t: t.median_s)
-            middle = runs[len(runs) // 2]
-            mean = sum(t.mean_s for t in runs) / len(runs)
-            ranked.append(Best(config, middle.median_s, mean, middle))
-        bar = min((once[c].median_s for c in again if c in once), default=math.inf)
-        newer = [t for c, t in once.items() if c not in again and t.median_s < bar]
-        if newer:
-            first = min(newer, key=lambda t: t.median_s)
-            winners[key] = Best(first.as_config(), first.median_s, first.mean_s, first)
-        elif ranked:
-            winners[key] = min(ranked, key=lambda b: b.seconds)
-    return winners
+        elif trial.phase == "final":
+            again[key][config].append(trial)
+        else:
+            inside[key].append(trial)
+    return {
+        key: _latest(inside[key]) if inside[key] else _alone(search[key], again[key])
+        for key in {**search, **again, **inside}
+    }
+
+
+def _latest(inside: list[Trial]) -> Best:
+    last = max(t.date for t in inside)
+    turns: dict[Config, list[Trial]] = defaultdict(list)
+    for trial in inside:
+        if trial.date == last:
+            turns[trial.as_config()].append(trial)
+    return min(map(_middle, turns.values()), key=lambda b: b.seconds)
+
+
+def _middle(runs: list[Trial]) -> Best:
+    trial = sorted(runs, key=lambda t: t.median_s)[len(runs) // 2]
+    mean = sum(t.mean_s for t in runs) / len(runs)
+    return Best(trial.as_config(), trial.median_s, mean, trial)
+
+
+def _alone(search: dict[Config, Trial], again: dict[Config, list[Trial]]) -> Best:
+    bar = min((search[c].median_s for c in again if c in search), default=math.inf)
+    newer = [t for c, t in search.items() if c not in again and t.median_s < bar]
+    if newer:
+        return _middle([min(newer, key=lambda t: t.median_s)])
+    return min(map(_middle, again.values()), key=lambda b: b.seconds)

@@ -5,11 +5,12 @@
 - `worker`: processes that run functions under a time limit and can be killed;
 - `builder`, `harness`: from a config to a shared library that times its own kernel;
 - `server`: the RPC server that survives its candidates;
-- `session`: the board's end, run in a worker;
+- `session`, `network`: the board's end, run in a worker: candidates alone, and in their network;
 - `lock`: nothing overlaps a timing on a host.
 """
 
 from tvmsep.measure.farm import Farm
+from tvmsep.measure.network import NetworkTimes
 from tvmsep.measure.results import Board, Built, Failed, Measured
 
-__all__ = ["Board", "Built", "Failed", "Farm", "Measured"]
+__all__ = ["Board", "Built", "Failed", "Farm", "Measured", "NetworkTimes"]

@@ -100,3 +100,27 @@ def build_candidate(task: Task, target: Target, config: Config, outdir: Path) ->
     template = task.template.partition("@")[0]
     func = kernel(task.workload, target, template, config, name=harness.KERNEL)
     return link_candidate(func, task, target, outdir)
+
+
+def build_network(module: str, target: Target, outdir: Path) -> Path:
+    """Compile a whole network; runs inside a warm worker.
+
+    Args:
+        module: what `tvmsep.compiler.emit` made, as `tvm.ir.save_json` wrote it.
+        target: what to compile for.
+        outdir: an existing folder.
+
+    Raises:
+        LinkError: the linker is missing or refuses. TVM's own errors pass through.
+    """
+    import tvm
+
+    from tvmsep.compiler import compile_library, lower
+
+    library = compile_library(lower(tvm.ir.load_json(module), target), target)
+    out = outdir / f"network-{hashlib.sha256(library).hexdigest()[:16]}.so"
+    if not out.exists():
+        part = out.with_suffix(f".{os.getpid()}")
+        part.write_bytes(library)
+        os.replace(part, out)
+    return out

@@ -2,16 +2,21 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import nullcontext
 from dataclasses import replace
 from pathlib import Path
 from types import TracebackType
-from typing import Self
+from typing import TYPE_CHECKING, Self
 
-from tvmsep.contracts import BoardError, Config, Failure, Target, Task
+import numpy as np
+
+from tvmsep.codegen.reference import Array
+from tvmsep.contracts import BoardError, Config, Failure, Target, Task, Workload
 from tvmsep.measure import builder, peak, session
 from tvmsep.measure.local import LOCAL_KEY, LocalServer
 from tvmsep.measure.lock import HostLock, Scratch
+from tvmsep.measure.network import RUNS, WARM_RUNS, NetworkJob, NetworkTimes
 from tvmsep.measure.results import Board, Built, Failed, Measured
 from tvmsep.measure.worker import (
     Pool,
@@ -22,6 +27,11 @@ from tvmsep.measure.worker import (
 )
 from tvmsep.targets import host_cores
 
+if TYPE_CHECKING:
+    from tvmsep.graph import Plan
+
+NETWORK_TIMEOUT_S = 120.0
+"""For compiling a whole network, and for a dozen runs of it."""
 PREPARE_TIMEOUT_S = 120.0
 """For uploading a task's tensors and computing its reference, once a task."""
 REMOTE_SESSION_S = 300.0
@@ -129,6 +139,11 @@ class Farm:
         if self._closed:
             raise RuntimeError("this farm is closed")
 
+    @property
+    def builders(self) -> int:
+        """Worker processes that compile."""
+        return len(self._pool.workers) if self._pool is not None else 0
+
     # Building
 
     def build(self, jobs: Sequence[tuple[Task, Config]]) -> list[Built | Failed]:
@@ -208,6 +223,78 @@ class Farm:
             words = self._server.last_words() if self._server is not None else ""
             return Failed("runtime_error", words or str(exc))
 
+    def run_networks(
+        self,
+        plan: Plan,
+        choices: Sequence[Mapping[Workload, tuple[str, Config]]],
+        *,
+        rounds: int,
+        whole: bool = False,
+    ) -> NetworkTimes | Failed:
+        """Time kernels where they run: inside their network, compiled once for each choice.
+
+        The variants take turns, so that a slow spell of the board meets all of them.
+
+        Args:
+            plan: the network.
+            choices: template and config of each workload, once for each variant.
+            rounds: how often each variant has its turn.
+            whole: also time the first variant as it will ship, without clock readings inside.
+
+        Returns:
+            The times, or `Failed` if the network cannot be compiled or run on the board.
+
+        Raises:
+            TvmsepError: as `build` and `run` do.
+        """
+        self._check_open()
+        libraries = self._build_networks(plan, choices, whole)
+        if isinstance(libraries, Failed):
+            return libraries
+        count = len(choices)
+        job = NetworkJob.of(plan, libraries[:count], libraries[-1] if whole else None, self._seed)
+        turns: list[int | None] = [*range(count), *([None] if whole else [])]
+        found: dict[int | None, list[Array]] = {turn: [] for turn in turns}
+        with self._lock.hold(exclusive=True) if self.board.local else nullcontext():
+            why = self._connect()
+            if why:
+                return Failed("board_lost", why)
+            assert self._runner is not None
+            try:
+                self._runner.call(session.open_network, job, self.target, limit_s=PREPARE_TIMEOUT_S)
+                for turn in turns * rounds:
+                    times = self._runner.call(session.time_network, turn, limit_s=NETWORK_TIMEOUT_S)
+                    found[turn].append(times)
+            except WorkerTimeout as exc:
+                self._connected = False
+                return Failed("timeout", str(exc))
+            except (WorkerDied, WorkerError) as exc:
+                self._connected = False
+                return Failed("runtime_error", str(exc))
+        whole_s = tuple(np.concatenate(found[None]).tolist()) if whole else ()
+        return NetworkTimes([_by_workload(plan, found[i]) for i in range(count)], whole_s)
+
+    def _build_networks(
+        self, plan: Plan, choices: Sequence[Mapping[Workload, tuple[str, Config]]], whole: bool
+    ) -> list[Path] | Failed:
+        """The libraries of all variants, then the first one's without readings if asked for."""
+        import tvm
+
+        from tvmsep.compiler import emit
+
+        assert self._pool is not None
+        runs = WARM_RUNS + RUNS
+        modules = [emit(plan, self.target, c, stamped_runs=runs) for c in choices]
+        if whole:
+            modules.append(emit(plan, self.target, choices[0]))
+        calls = [(tvm.ir.save_json(m), self.target, self._scratch.path) for m in modules]
+        with self._lock.hold(exclusive=False):
+            answers = self._pool.map(builder.build_network, calls, NETWORK_TIMEOUT_S)
+        for answer in answers:
+            if not isinstance(answer, Path):
+                return Failed("compile_error", str(answer))
+        return answers
+
     def peak_flops_per_core(self) -> float:
         """The board's FMA peak of one core in FLOP/s, measured in about a second.
 
@@ -276,3 +363,13 @@ class Farm:
 
     def _start_runner(self) -> Worker:
         return Worker(session.warm, {"TVM_USE_RUNTIME_LIB": "1"})
+
+
+def _by_workload(plan: Plan, rounds: list[Array]) -> dict[Workload, tuple[float, ...]]:
+    """Seconds of each workload in each run, averaged over its steps, from seconds of each step."""
+    at: dict[Workload, list[int]] = {}
+    for i, step in enumerate(plan.steps):
+        if step.workload is not None:
+            at.setdefault(step.workload, []).append(i)
+    times = np.concatenate(rounds)
+    return {w: tuple(times[:, places].mean(axis=1).tolist()) for w, places in at.items()}

@@ -23,6 +23,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
+from tvmsep.compiler import clock_call, stamps_dtype
 from tvmsep.contracts import Target, Workload
 
 if TYPE_CHECKING:
@@ -47,11 +48,6 @@ def sweep_shape(t: Target, threads: int) -> tuple[int, int, int]:
     """Shape of the fp32 scratch buffer: `[threads, cache lines, 16]`."""
     each = max(3 * t.l2_bytes // 2, 3 * t.l3_bytes // 4 // threads)
     return threads, -(-each // 64), LINE
-
-
-def stamps_dtype(t: Target) -> str:
-    """The integer of a `struct timespec`'s two members, C's `long`."""
-    return "int64" if "64" in t.triple.split("-")[0] else "int32"
 
 
 def params_of(func: tirx.PrimFunc) -> Params:
@@ -103,8 +99,6 @@ def source(params: Params, w: Workload, t: Target, threads: int) -> str:
     out_at = ", ".join([*(f"i{d}" for d in range(len(out_shape) - 1)), "v"])
     grid = ", ".join(f"i{d}" for d in range(1, len(out_shape) - 1))
     extents = ", ".join(str(d) for d in out_shape[1:-1])
-    clock = 6 if "darwin" in t.triple or "apple" in t.triple else 1  # CLOCK_MONOTONIC
-    stamp = 'T.evaluate(T.call_extern("int32", "clock_gettime", {}, T.address_of(stamps[r, {}])))'
     call = ", ".join(f"a{i}" for i in range(len(params)))
     text = [
         "@I.ir_module",
@@ -125,9 +119,9 @@ def source(params: Params, w: Workload, t: Target, threads: int) -> str:
         "                        sweep[t, i, v] = sweep[t, i, v] + T.float32(1)",
         f"            for t in T.parallel({threads}):",
         *("                " + s for s in _produce(params[0][0], w.in_split, threads)),
-        "            " + stamp.format(clock, 0),
+        "            " + clock_call(t, "stamps[r, 0]"),
         f'            T.evaluate(T.call_cpacked("__tvm_ffi_{KERNEL}", {call}))',
-        "            " + stamp.format(clock, 2),
+        "            " + clock_call(t, "stamps[r, 2]"),
         "",
         "    @T.prim_func(s_tir=True)",
         f"    def {POISON}({args[-1].replace(f'a{len(params) - 1}', 'out', 1)}):",

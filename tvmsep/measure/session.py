@@ -19,8 +19,10 @@ import numpy as np
 
 from tvmsep.codegen import example_inputs, reference, relative_error
 from tvmsep.codegen.reference import Array, unblock
+from tvmsep.compiler import stamps_dtype
 from tvmsep.contracts import BoardError, Target, Task
 from tvmsep.measure import harness, peak
+from tvmsep.measure.network import NetworkJob, OnBoardNetwork
 from tvmsep.measure.results import Built, Failed, Measured, shorten
 
 TOLERANCE = 1e-4
@@ -93,6 +95,7 @@ class Session:
         self._tasks: OrderedDict[str, _OnBoard] = OrderedDict()
         self._sweeps: dict[tuple[int, int, int], Any] = {}
         self._names = itertools.count()
+        self._network: OnBoardNetwork | None = None
 
     @property
     def stale(self) -> bool:
@@ -162,7 +165,7 @@ class Session:
             source=source,
             params=[*made, out],
             sweep=self._sweeps[sweep],
-            stamps=self._tensor((harness.MAX_REPEATS, 4), harness.stamps_dtype(target)),
+            stamps=self._tensor((harness.MAX_REPEATS, 4), stamps_dtype(target)),
             want=want,
             nbytes=nbytes,
         )
@@ -198,6 +201,18 @@ class Session:
         count = repeats or _repeats(int(first[-1, 1] - first[0, 1]) * 1e-9 / (WARM_REPEATS - 1))
         stamps = run(min(count, harness.MAX_REPEATS))
         return Measured(tuple(int(ns) / 1e9 for ns in stamps[:, 1] - stamps[:, 0]), error)
+
+    def open_network(self, job: NetworkJob, target: Target) -> None:
+        """Put a network's variants on the board, in place of those of another network."""
+        self._set_threads(job.threads)
+        self._network = None  # its memory first
+        self._network = OnBoardNetwork(self._remote, job, target)
+
+    @property
+    def network(self) -> OnBoardNetwork:
+        """What `open_network` put on the board."""
+        assert self._network is not None
+        return self._network
 
     def peak_flops(self, library: Path, target: Target) -> float:
         """FLOP/s of one core, with a library that `peak.build` made."""
@@ -264,6 +279,18 @@ def prepare(task: Task, target: Target) -> None:
     """`Session.prepare` on the worker's session."""
     assert _open is not None
     _open.prepare(task, target)
+
+
+def open_network(job: NetworkJob, target: Target) -> None:
+    """`Session.open_network` on the worker's session."""
+    assert _open is not None
+    _open.open_network(job, target)
+
+
+def time_network(variant: int | None) -> Array:
+    """`OnBoardNetwork.time` on the worker's session, `time_whole` for None."""
+    assert _open is not None
+    return _open.network.time_whole() if variant is None else _open.network.time(variant)
 
 
 def peak_flops(library: Path, target: Target) -> float:

@@ -13,7 +13,7 @@ from tvmsep.logs import Best
 from tvmsep.measure import Built, Failed, Farm, Measured
 from tvmsep.report.layers import Block, block_of, pairs
 from tvmsep.schedules import TEMPLATES, template_for
-from tvmsep.tuner.session import task_key
+from tvmsep.tuner.state import task_key
 
 
 class Saving(msgspec.Struct, frozen=True, kw_only=True):

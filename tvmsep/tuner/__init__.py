@@ -1,5 +1,6 @@
 """Search: which config to measure next, for which task, and when to stop."""
 
-from tvmsep.tuner.session import TaskState, TuneResult, TuneState, tune_tasks
+from tvmsep.tuner.session import tune_tasks
+from tvmsep.tuner.state import TaskState, TuneResult, TuneState
 
 __all__ = ["TaskState", "TuneResult", "TuneState", "tune_tasks"]

@@ -8,152 +8,42 @@ stopped anywhere and goes on from there.
 
 from __future__ import annotations
 
-import datetime
 import math
 import time
 from collections import defaultdict
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
 from importlib import metadata
-from typing import Literal
+from typing import TYPE_CHECKING
 
 import numpy as np
 
 import tvmsep
 from tvmsep.contracts import Config, Target, Task, Trial
 from tvmsep.contracts.trial import Phase
-from tvmsep.logs import Best, LogFile, best_trials
+from tvmsep.logs import LogFile, best_trials
 from tvmsep.measure import Built, Failed, Farm, Measured
 from tvmsep.schedules import TEMPLATES
+from tvmsep.tuner import finals
 from tvmsep.tuner.model import CostModel
 from tvmsep.tuner.search import propose
+from tvmsep.tuner.state import BATCH, HOPELESS, TaskState, TuneResult, TuneState, now, task_key
 
-BATCH = 8
+if TYPE_CHECKING:
+    from tvmsep.graph import Plan
+
 FIRST_BATCH = 4
 """Of a task that was never measured: the default and a few more, so that every task has its turn
 before a short budget is over."""
-FINALISTS = 3
-FINAL_ROUNDS = 3
-HOPELESS = 3 * BATCH
-"""Trials without one success after which a task is given up."""
 PLATEAU_GAIN = 0.003
 PLATEAU_TRIALS = 160
-_FINAL_SECONDS_PER_TRIAL = 0.2
-
-
-@dataclass
-class TaskState:
-    """What is known about one task while tuning."""
-
-    task: Task
-    space: list[Config]
-    default: Config
-    floor_s: float
-    """No config can be faster: FLOPs at the FMA peak of the threads."""
-    tried: set[Config] = field(default_factory=set)
-    programs: dict[str, Trial] = field(default_factory=dict)
-    """The first trial of each compiled program, whether it succeeded or failed."""
-    best_s: float = math.inf
-    start_s: float = math.inf
-    """The default's time."""
-    best: Config | None = None
-    trials: int = 0
-    failures: int = 0
-    lost: set[Config] = field(default_factory=set)
-    """Configs that were on the board when it went away: they get one more chance."""
-    gain: float = 1.0
-    """Relative gain of the last batches, decaying."""
-
-    @property
-    def exhausted(self) -> bool:
-        """Whether every config has been tried."""
-        return len(self.tried) >= len(self.space)
-
-    def promise_s(self) -> float:
-        """Seconds of the network that another batch may save, an estimate."""
-        if self.exhausted:
-            return 0.0
-        if not math.isfinite(self.best_s):
-            return math.inf if self.trials < HOPELESS else 0.0
-        # The peak was measured once, perhaps in a slow moment: some room is always left.
-        room = max(0.05, 1.0 - self.floor_s / self.best_s)
-        rate = 0.5 * self.gain + 0.5 * room * BATCH / max(self.trials, BATCH)
-        return self.task.count * self.best_s * max(0.0, min(rate, room))
-
-    def record(self, trial: Trial) -> None:
-        """Take a search trial into account."""
-        config = trial.as_config()
-        if trial.failure == "board_lost" and config not in self.lost:
-            self.lost.add(config)
-            return
-        self.tried.add(config)
-        self.trials += 1
-        if trial.program:
-            self.programs.setdefault(trial.program, trial)
-        if trial.failure is not None:
-            self.failures += 1
-            return
-        if config == self.default:
-            self.start_s = trial.median_s
-        if trial.median_s < self.best_s:
-            self.best_s, self.best = trial.median_s, config
-
-
-@dataclass
-class TuneState:
-    """The whole run, as progress displays see it."""
-
-    tasks: list[TaskState]
-    started: float
-    budget_s: float | None
-    trial_limit: int | None
-    phase: Literal["search", "final", "ended"] = "search"
-    trials: int = 0
-    """Search trials of this run."""
-    search_s: float = 0.0
-    """How long the search took, once it is over."""
-    ended: float | None = None
-
-    @property
-    def trials_per_s(self) -> float:
-        """Search trials a second of search, the time for building them included."""
-        return self.trials / max(self.search_s or self.elapsed_s, 1e-9)
-
-    @property
-    def thread_counts(self) -> list[int]:
-        """Thread counts that are tuned for, rising."""
-        return sorted({t.task.threads for t in self.tasks})
-
-    def network_s(self, threads: int | None = None, *, start: bool = False) -> float:
-        """Sum of task times at a thread count, or of all; infinite until every task has one."""
-        return sum(
-            t.task.count * (t.start_s if start else t.best_s)
-            for t in self.tasks
-            if threads in (None, t.task.threads)
-        )
-
-    @property
-    def elapsed_s(self) -> float:
-        """Seconds since the run began, until it ended."""
-        return (time.monotonic() if self.ended is None else self.ended) - self.started
-
-
-@dataclass
-class TuneResult:
-    """The winners, and why the run ended.
-
-    `reason` is `budget`, `trials`, `plateau`, `exhausted`, `interrupted` or `board_lost`.
-    """
-
-    best: dict[str, Best]
-    reason: str
-    state: TuneState
 
 
 Progress = Callable[[TuneState], None]
 
 
-class _Run:
+class Run:
+    """One tuning run: its tasks, the farm and the log, and what to do with them."""
+
     def __init__(
         self,
         tasks: Sequence[Task],
@@ -188,7 +78,7 @@ class _Run:
 
     def _resume(self) -> None:
         """Take over what the log already holds for these tasks."""
-        by_key = {self._key(t.task): (t, set(t.space)) for t in self.state.tasks}
+        by_key = {task_key(t.task): (t, set(t.space)) for t in self.state.tasks}
         for trial in self.mine():
             state, space = by_key.get(trial.task_key, (None, set()))
             if state is not None and trial.phase == "search" and trial.as_config() in space:
@@ -198,11 +88,7 @@ class _Run:
         """The log's trials of this CPU and TVM: a target spans several, and times do not carry."""
         return [t for t in self.log.trials if (t.cpu, t.tvm) == (self.cpu, self.tvm)]
 
-    @staticmethod
-    def _key(task: Task) -> str:
-        return task_key(task)
-
-    def _trial(
+    def trial(
         self,
         task: Task,
         config: Config,
@@ -210,7 +96,9 @@ class _Run:
         phase: Phase,
         program: str,
         detail: str = "",
+        date: str = "",
     ) -> Trial:
+        """A log line, of now unless `date` says when."""
         return Trial(
             workload=task.workload,
             template=task.template,
@@ -227,7 +115,7 @@ class _Run:
             cpu=self.cpu,
             tvm=self.tvm,
             tvmsep=tvmsep.__version__,
-            date=datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
+            date=date or now(),
             seed=self.seed,
         )
 
@@ -246,9 +134,9 @@ class _Run:
         )
         return model
 
-    def _build(self, task: Task, configs: Sequence[Config]) -> list[Built | Failed]:
+    def build(self, task: Task, configs: Sequence[Config]) -> list[Built | Failed]:
         """Compile what this run has not compiled yet."""
-        key = self._key(task)
+        key = task_key(task)
         new = [c for c in configs if (key, c) not in self.built]
         builds = self.farm.build([(task, c) for c in new]) if new else []
         self.built.update(((key, c), b) for c, b in zip(new, builds, strict=True))
@@ -262,12 +150,12 @@ class _Run:
             task, state.space, state.tried, state.default, self.model(task.template), count,
             self.rng,
         )  # fmt: skip
-        builds = self._build(task, configs)
+        builds = self.build(task, configs)
         todo: list[tuple[Task, Config, Built]] = []
         waiting: dict[str, list[Config]] = defaultdict(list)
         for config, built in zip(configs, builds, strict=True):
             if isinstance(built, Failed):
-                self._log(state, self._trial(task, config, built, "search", ""))
+                self._log(state, self.trial(task, config, built, "search", ""))
             elif built.program in state.programs or built.program in waiting:
                 waiting[built.program].append(config)
             else:
@@ -276,7 +164,7 @@ class _Run:
         lost: set[str] = set()
         gone = False
         for (_, config, built), answer in zip(todo, self.farm.run(todo), strict=True):
-            self._log(state, self._trial(task, config, answer, "search", built.program))
+            self._log(state, self.trial(task, config, answer, "search", built.program))
             gone = isinstance(answer, Failed) and answer.failure == "board_lost"
             if gone:
                 lost.add(built.program)
@@ -290,7 +178,7 @@ class _Run:
                     if known.failure is not None
                     else Measured(known.times_s, 0.0)
                 )
-                trial = self._trial(task, config, answer, "search", program, "equal program")
+                trial = self.trial(task, config, answer, "search", program, "equal program")
                 self._log(state, trial)
         after = state.best_s
         gained = 1.0 - after / before if math.isfinite(before) and before > 0 else 0.3
@@ -303,51 +191,6 @@ class _Run:
         self.state.trials += 1
         self.progress(self.state)
 
-    def final(self, deadline: float | None) -> None:
-        """Measure each task's best few again, in turn, heaviest tasks first."""
-        self.state.phase, self.state.search_s = "final", self.state.elapsed_s
-        self.progress(self.state)
-        order = sorted(self.state.tasks, key=lambda t: -t.task.count * min(t.best_s, 1e9))
-        by_task: dict[str, list[Trial]] = defaultdict(list)
-        for trial in self.mine():
-            if trial.failure is None and trial.phase == "search":
-                by_task[trial.task_key].append(trial)
-        for state in order:
-            if deadline is not None and time.monotonic() > deadline:
-                return
-            ranked = sorted(by_task[self._key(state.task)], key=lambda t: t.median_s)
-            finalists: dict[str, Config] = {}
-            for trial in ranked:
-                finalists.setdefault(trial.program or trial.as_config().key, trial.as_config())
-                if len(finalists) == FINALISTS:
-                    break
-            # What ran without tuning must be beaten in turn, not by one lucky measurement.
-            for trial in ranked:
-                if trial.as_config() == state.default:
-                    finalists.setdefault(trial.program or state.default.key, state.default)
-            if len(finalists) < 2:
-                continue
-            configs = list(finalists.values())
-            builds = zip(configs, self._build(state.task, configs), strict=True)
-            ready = [(state.task, c, b) for c, b in builds if isinstance(b, Built)]
-            rounds = ready * FINAL_ROUNDS
-            for (task, config, built), answer in zip(rounds, self.farm.run(rounds), strict=True):
-                self.log.append(self._trial(task, config, answer, "final", built.program))
-                if isinstance(answer, Failed) and answer.failure == "board_lost":
-                    return
-            self.progress(self.state)
-
-
-def task_key(task: Task) -> str:
-    """The key that this task's log lines carry: template versions included."""
-    version = TEMPLATES[task.template].version
-    return Task(
-        workload=task.workload,
-        target=task.target,
-        threads=task.threads,
-        template=f"{task.template}@{version}",
-    ).key
-
 
 def tune_tasks(
     tasks: Sequence[Task],
@@ -356,6 +199,7 @@ def tune_tasks(
     log: LogFile,
     *,
     peak_flops_per_core: float,
+    plans: Sequence[Plan] = (),
     budget_s: float | None = None,
     trials: int | None = None,
     seed: int = 0,
@@ -369,6 +213,8 @@ def tune_tasks(
         farm: builders and the board.
         log: where every trial goes at once; what it holds already is not measured again.
         peak_flops_per_core: measured FMA peak, for the share of peak and the room left.
+        plans: the networks that the tasks come from: the best few configs of each task are then
+            timed again inside them, and not alone.
         budget_s: seconds, re-measuring included.
         trials: search trials of this run.
         seed: fixes every random choice.
@@ -382,23 +228,23 @@ def tune_tasks(
     """
     started = time.monotonic()
     state = TuneState([], started, budget_s, trials)
-    run = _Run(tasks, target, farm, log, peak_flops_per_core, seed, state, progress)
-    tunable = sum(1 for t in state.tasks if len(t.space) > 1)
-    final_s = tunable * FINALISTS * FINAL_ROUNDS * _FINAL_SECONDS_PER_TRIAL
-    reserve = final_s if budget_s is None else min(final_s, 0.3 * budget_s)
+    run = Run(tasks, target, farm, log, peak_flops_per_core, seed, state, progress)
+    final_s = finals.expected_s(state.tasks, plans, farm.builders)
+    reserve = final_s if budget_s is None else min(final_s, 0.35 * budget_s)
     reason = "interrupted"
     marks: list[tuple[int, float]] = []
     try:
         reason = _search(run, started + budget_s - reserve if budget_s is not None else None, marks)
         if reason != "board_lost":
-            run.final(started + budget_s if budget_s is not None else None)
+            deadline = started + budget_s if budget_s is not None else None
+            finals.measure_again(run, plans, deadline)
     except KeyboardInterrupt:
         reason = "interrupted"
     state.phase, state.ended = "ended", time.monotonic()
     return TuneResult(best_trials(run.mine()), reason, state)
 
 
-def _search(run: _Run, deadline: float | None, marks: list[tuple[int, float]]) -> str:
+def _search(run: Run, deadline: float | None, marks: list[tuple[int, float]]) -> str:
     state = run.state
     while True:
         if deadline is not None and time.monotonic() >= deadline:

@@ -1,0 +1,82 @@
+"""Kernels timed inside their network: the whole way, on this host."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterator
+
+import pytest
+from graph_kit import Net
+
+from tvmsep.contracts import Config, Target, Workload
+from tvmsep.frontends import load_model
+from tvmsep.graph import Plan, from_relax, make_plan, normalise
+from tvmsep.measure import Failed, Farm
+from tvmsep.measure import farm as farm_module
+from tvmsep.measure.network import RUNS
+from tvmsep.schedules import TEMPLATES
+from tvmsep.targets import load_target
+
+Choice = dict[Workload, tuple[str, Config]]
+
+
+@pytest.fixture(scope="module")
+def target() -> Target:
+    return load_target("local")
+
+
+@pytest.fixture(scope="module")
+def farm(target: Target) -> Iterator[Farm]:
+    with Farm(target, builders=1) as made:
+        yield made
+
+
+def network(target: Target, threads: int) -> tuple[Plan, list[Choice]]:
+    """A small network with a kernel that is used twice, an operator that no template takes, two
+    outputs of which one shares memory, and two choices of configs for it."""
+    net = Net()
+    x = net.input(1, 16, 8, 8)
+    w = net.noise(16, 16, 1, 1, scale=0.3)
+    a = net.op("Relu", net.op("Conv", x, w))
+    b = net.op("Relu", net.op("Conv", a, w))
+    c = net.op("Softmax", b, axis=1)
+    model = load_model(net.proto(c, net.op("Reshape", c, net.ints(1, -1))))
+    plan = make_plan(normalise(from_relax(model.module)), target, threads)
+    choices: list[Choice] = [{}, {}]
+    for task in plan.tasks(target):
+        template = TEMPLATES[task.template]
+        space = template.space(task.workload, target, threads).configs()
+        choices[0][task.workload] = task.template, template.default(task.workload, target, threads)
+        choices[1][task.workload] = task.template, space[-1]
+    return plan, choices
+
+
+@pytest.mark.parametrize("threads", [1, 2])
+def test_every_kernel_of_every_variant(farm: Farm, target: Target, threads: int) -> None:
+    if threads > target.cores:
+        pytest.skip(f"this host has {target.cores} cores")
+    plan, choices = network(target, threads)
+    assert any(s.node is not None for s in plan.steps)
+    began = time.monotonic()
+    answer = farm.run_networks(plan, choices, rounds=2, whole=True)
+    took = time.monotonic() - began
+    assert not isinstance(answer, Failed)
+    assert len(answer.kernels) == 2
+    for times in answer.kernels:
+        assert set(times) == set(choices[0])
+        assert all(len(t) == 2 * RUNS and min(t) > 0 for t in times.values())
+    count = {t.workload: t.count for t in plan.tasks(target)}
+    assert 2 in count.values()
+    assert sum(sum(t) * count[w] for times in answer.kernels for w, t in times.items()) < took
+    assert len(answer.whole_s) == 2 * RUNS and min(answer.whole_s) > 0
+
+
+def test_too_slow_a_network_is_a_failure(
+    farm: Farm, target: Target, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    plan, choices = network(target, 1)
+    monkeypatch.setattr(farm_module, "NETWORK_TIMEOUT_S", 1e-4)
+    answer = farm.run_networks(plan, choices, rounds=1)
+    assert isinstance(answer, Failed) and "0.0001 s" in answer.detail
+    monkeypatch.undo()
+    assert not isinstance(farm.run_networks(plan, choices, rounds=1), Failed)

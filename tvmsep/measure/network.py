@@ -1,0 +1,112 @@
+"""The board's end of timing kernels inside their network, over the same session as candidates."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from tvmsep.codegen.reference import Array
+from tvmsep.compiler import stamps_dtype, stamps_shape
+from tvmsep.contracts import Target, Workload
+
+if TYPE_CHECKING:
+    from tvmsep.graph import Plan
+
+RUNS = 12
+"""Timed runs of the network behind one call."""
+WARM_RUNS = 3
+
+
+@dataclass(frozen=True)
+class NetworkTimes:
+    """Seconds of kernels inside their network."""
+
+    kernels: list[dict[Workload, tuple[float, ...]]]
+    """For each variant and workload one value a run: the mean over the places that use it."""
+    whole_s: tuple[float, ...]
+    """Seconds of the first variant without readings between its kernels, one value a run."""
+
+
+@dataclass(frozen=True)
+class NetworkJob:
+    """Variants of one network, equal but for the configs of their kernels."""
+
+    libraries: list[Path]
+    whole: Path | None
+    """The first variant without readings, if it is to be timed too."""
+    arguments: list[Array]
+    """Inputs and weights, in the order of the network's parameters."""
+    stamps: tuple[int, int]
+    """Shape of the last parameter."""
+    outputs: int
+    """How many the network has, the readings not counted."""
+    threads: int
+
+    @classmethod
+    def of(cls, plan: Plan, libraries: list[Path], whole: Path | None, seed: int) -> NetworkJob:
+        """The job for a plan, on random inputs."""
+        rng = np.random.default_rng(seed)
+        inputs = [
+            rng.standard_normal(shape).astype(plan.input_dtypes.get(name, "float32"))
+            for name, shape in plan.inputs.items()
+        ]
+        arguments = [*inputs, *plan.params.values()]
+        shape = stamps_shape(plan, WARM_RUNS + RUNS)
+        return cls(libraries, whole, arguments, shape, len(plan.outputs), plan.threads)
+
+
+class OnBoardNetwork:
+    """A network's variants on a board.
+
+    Args:
+        remote: an RPC session.
+        job: what to load.
+        target: whose clock it is.
+    """
+
+    def __init__(self, remote: Any, job: NetworkJob, target: Target) -> None:
+        from tvm import runtime
+
+        cpu = remote.cpu(0)
+        clear = np.zeros(job.stamps, stamps_dtype(target))
+        self._arguments = [
+            runtime.empty(a.shape, str(a.dtype), cpu).copyfrom(a) for a in [*job.arguments, clear]
+        ]
+        self._last = job.outputs
+        self._remote, self._cpu, self._loaded = remote, cpu, 0
+        runs = WARM_RUNS + RUNS
+        self._variants = [self._load(so, number=runs - 1, repeat=1) for so in job.libraries]
+        self._whole = self._load(job.whole, number=1, repeat=runs) if job.whole else None
+
+    def _load(self, library: Path, *, number: int, repeat: int) -> tuple[Any, Any]:
+        """The network's machine and a function that runs it `number * repeat + 1` times."""
+        from tvm.runtime.vm import VirtualMachine
+
+        name = f"network{self._loaded}.so"
+        self._loaded += 1
+        self._remote.upload(str(library), name)
+        vm = VirtualMachine(self._remote.load_module(name), self._cpu)
+        self._remote.remove(name)
+        timer = vm.time_evaluator("invoke_stateful", self._cpu, number=number, repeat=repeat)
+        return vm, timer
+
+    def time(self, variant: int) -> Array:
+        """Seconds of each step in each of `RUNS` runs: `[RUNS, steps]`."""
+        vm, timer = self._variants[variant]
+        # It copies its arguments on the board, so the count of readings begins at 0 again.
+        vm.set_input("main", *self._arguments)
+        timer("main")
+        words = vm.module["get_output"]("main", self._last).numpy()[1:].astype(np.int64)
+        ns = (words[:, 0] * 1_000_000_000 + words[:, 1]).reshape(WARM_RUNS + RUNS, -1)
+        seconds: Array = np.diff(ns[WARM_RUNS:], axis=1) * 1e-9
+        return seconds
+
+    def time_whole(self) -> Array:
+        """Seconds of each of `RUNS` runs of the network without readings: `[RUNS]`."""
+        assert self._whole is not None
+        vm, timer = self._whole
+        vm.set_input("main", *self._arguments[:-1])
+        return np.array(timer("main").results)[WARM_RUNS:]

@@ -1,0 +1,147 @@
+"""What is known while tuning: of one task, of the whole run, and at its end."""
+
+from __future__ import annotations
+
+import datetime
+import math
+import time
+from dataclasses import dataclass, field
+from typing import Literal
+
+from tvmsep.contracts import Config, Task, Trial
+from tvmsep.logs import Best
+from tvmsep.schedules import TEMPLATES
+
+BATCH = 8
+"""Trials of a task between two looks at what promises most."""
+HOPELESS = 3 * BATCH
+"""Trials without one success after which a task is given up."""
+
+
+@dataclass
+class TaskState:
+    """What is known about one task while tuning."""
+
+    task: Task
+    space: list[Config]
+    default: Config
+    floor_s: float
+    """No config can be faster: FLOPs at the FMA peak of the threads."""
+    tried: set[Config] = field(default_factory=set)
+    programs: dict[str, Trial] = field(default_factory=dict)
+    """The first trial of each compiled program, whether it succeeded or failed."""
+    best_s: float = math.inf
+    start_s: float = math.inf
+    """The default's time."""
+    best: Config | None = None
+    trials: int = 0
+    failures: int = 0
+    lost: set[Config] = field(default_factory=set)
+    """Configs that were on the board when it went away: they get one more chance."""
+    gain: float = 1.0
+    """Relative gain of the last batches, decaying."""
+
+    @property
+    def exhausted(self) -> bool:
+        """Whether every config has been tried."""
+        return len(self.tried) >= len(self.space)
+
+    def promise_s(self) -> float:
+        """Seconds of the network that another batch may save, an estimate."""
+        if self.exhausted:
+            return 0.0
+        if not math.isfinite(self.best_s):
+            return math.inf if self.trials < HOPELESS else 0.0
+        # The peak was measured once, perhaps in a slow moment: some room is always left.
+        room = max(0.05, 1.0 - self.floor_s / self.best_s)
+        rate = 0.5 * self.gain + 0.5 * room * BATCH / max(self.trials, BATCH)
+        return self.task.count * self.best_s * max(0.0, min(rate, room))
+
+    def record(self, trial: Trial) -> None:
+        """Take a search trial into account."""
+        config = trial.as_config()
+        if trial.failure == "board_lost" and config not in self.lost:
+            self.lost.add(config)
+            return
+        self.tried.add(config)
+        self.trials += 1
+        if trial.program:
+            self.programs.setdefault(trial.program, trial)
+        if trial.failure is not None:
+            self.failures += 1
+            return
+        if config == self.default:
+            self.start_s = trial.median_s
+        if trial.median_s < self.best_s:
+            self.best_s, self.best = trial.median_s, config
+
+
+@dataclass
+class TuneState:
+    """The whole run, as progress displays see it."""
+
+    tasks: list[TaskState]
+    started: float
+    budget_s: float | None
+    trial_limit: int | None
+    phase: Literal["search", "final", "ended"] = "search"
+    trials: int = 0
+    """Search trials of this run."""
+    search_s: float = 0.0
+    """How long the search took, once it is over."""
+    ended: float | None = None
+    whole_s: dict[int, float] = field(default_factory=dict)
+    """The whole network with the winners, by thread count, where it could be timed."""
+    note: str = ""
+    """What the user should know beside the times."""
+
+    @property
+    def trials_per_s(self) -> float:
+        """Search trials a second of search, the time for building them included."""
+        return self.trials / max(self.search_s or self.elapsed_s, 1e-9)
+
+    @property
+    def thread_counts(self) -> list[int]:
+        """Thread counts that are tuned for, rising."""
+        return sorted({t.task.threads for t in self.tasks})
+
+    def network_s(self, threads: int | None = None, *, start: bool = False) -> float:
+        """Sum of task times at a thread count, or of all; infinite until every task has one."""
+        return sum(
+            t.task.count * (t.start_s if start else t.best_s)
+            for t in self.tasks
+            if threads in (None, t.task.threads)
+        )
+
+    @property
+    def elapsed_s(self) -> float:
+        """Seconds since the run began, until it ended."""
+        return (time.monotonic() if self.ended is None else self.ended) - self.started
+
+
+@dataclass
+class TuneResult:
+    """The winners, and why the run ended.
+
+    `reason` is `budget`, `trials`, `plateau`, `exhausted`, `interrupted` or `board_lost`.
+    """
+
+    best: dict[str, Best]
+    reason: str
+    state: TuneState
+
+
+def task_key(task: Task) -> str:
+    """The key that this task's log lines carry: template versions included."""
+    version = TEMPLATES[task.template].version
+    return Task(
+        workload=task.workload,
+        target=task.target,
+        threads=task.threads,
+        template=f"{task.template}@{version}",
+    ).key
+
+
+def now() -> str:
+    """This second, in UTC, as a log line says it."""
+    return datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds")
