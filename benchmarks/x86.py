@@ -14,7 +14,8 @@ The table shows for each engine the lowest and the highest round, and the lowest
 best peer's lowest. `paired` is the median over rounds of the ratio within a round, which slow
 spells of the machine disturb less. `of peak` is the share of the FMA peak, measured before each
 network. `error` is the largest difference from onnxruntime's output over two inputs; an engine
-beyond float32's is marked and is no best peer.
+beyond float32's is marked and is no best peer. With `--isa avx2` the best peer is sought among
+those that could be limited.
 """
 
 from __future__ import annotations
@@ -162,7 +163,7 @@ def compare(
         turns, failed = [], {}
         for engine in engines:
             for threads in args.threads:
-                say(f"preparing {engine.name} for {threads} threads")
+                say(f"preparing {engine.name}, threads {threads}")
                 with lock.hold(exclusive=False):
                     why = runner.prepare(engine, threads)
                 if why is None:
@@ -186,7 +187,7 @@ def compare(
             )
             say(
                 f"round {round_} of {args.rounds}, {left_s:4.0f} s left: "
-                f"{turn.engine:15}{turn.threads:>3} threads {what}"
+                f"{turn.engine:15} threads {turn.threads} {what}"
             )
 
         return play(turns, args.rounds, args.seed, measure, told), failed, change
@@ -205,7 +206,10 @@ def main(words: Sequence[str]) -> None:
     engines = [e for e in engines if e.name in pythons]
     if not engines:
         raise InputError("no engine could be installed: see above")
-    ours = frozenset(e.name for e in ENGINES.values() if e.ours)
+    peers = frozenset(e.name for e in engines if not e.ours)
+    limited = frozenset(e.name for e in engines if e.limited) & peers
+    if args.isa == "avx2" and limited:
+        peers = limited
     left_out = {name: str(why) for name, why in failed.items()}
     networks: list[dict[str, Any]] = []
     peaks: list[float] = []
@@ -219,7 +223,7 @@ def main(words: Sequence[str]) -> None:
             runner = Runner(network, here, pythons, args.isa, args.runs, args.timeout, args.log)
             series, gone, change = compare(runner, engines, args)
             rows = summarise(
-                series, ours=ours, flops=network.flops, peak_flops_per_core=max(peaks),
+                series, peers=peers, flops=network.flops, peak_flops_per_core=max(peaks),
                 error_limit=report.ERROR_LIMIT,
             )  # fmt: skip
             report.show(runner, series, rows, ENGINES, max(peaks))
@@ -228,7 +232,8 @@ def main(words: Sequence[str]) -> None:
                 print(f"  {name}: {why}")
             if args.isa == "avx2":
                 for engine in engines:
-                    print(f"  {engine.name}: {engine.avx2 or 'cannot be limited'}")
+                    state = "limited by" if engine.limited else "NOT limited:"
+                    print(f"  {engine.name}: {state} {engine.avx2}")
             print(flush=True)
             left_out |= {f"{spec}: {name}": str(why) for name, why in gone.items()}
             networks.append(report.network_json(runner, series, rows, change))

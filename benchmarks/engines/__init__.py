@@ -30,7 +30,8 @@ class Engine:
         requirements: what its environment holds, pinned; none means the interpreter that runs the
             benchmark, where tvmsep is.
         ours: whether the peers are compared with it.
-        avx2: how `--isa avx2` limits it; empty where it cannot be limited.
+        avx2: how `--isa avx2` limits it, or why it cannot.
+        limited: whether it can.
         avx2_env: environment variables of that limit.
     """
 
@@ -40,6 +41,7 @@ class Engine:
     requirements: tuple[str, ...] = ()
     ours: bool = False
     avx2: str = ""
+    limited: bool = False
     avx2_env: Mapping[str, str] = field(default_factory=dict)
 
 
@@ -49,31 +51,48 @@ _TVM = ("apache-tvm==0.27.0.post1", "apache-tvm-ffi==0.1.14.post0")
 ENGINES: dict[str, Engine] = {
     e.name: e
     for e in (
-        Engine("tvmsep", "engines.tvmsep_", "tvmsep", ours=True, avx2="target x86-avx2"),
-        Engine("tvmsep-untuned", "engines.tvmsep_", "tvmsep", ours=True, avx2="target x86-avx2"),
         Engine(
-            "onnxruntime", "engines.onnxruntime_", "onnxruntime", ("onnxruntime==1.31.1", NUMPY)
+            "tvmsep", "engines.tvmsep_", "tvmsep", ours=True,
+            avx2="target x86-avx2", limited=True,
+        ),
+        Engine(
+            "tvmsep-untuned", "engines.tvmsep_", "tvmsep", ours=True,
+            avx2="target x86-avx2", limited=True,
+        ),
+        Engine(
+            "onnxruntime", "engines.onnxruntime_", "onnxruntime", ("onnxruntime==1.31.1", NUMPY),
+            avx2="MLAS picks its kernels by CPUID and has no switch",
         ),
         Engine(
             "openvino", "engines.openvino_", "openvino", ("openvino==2026.4.1", NUMPY),
-            avx2="ONEDNN_MAX_CPU_ISA=AVX2 (oneDNN's kernels, not all of OpenVINO's own)",
+            avx2="ONEDNN_MAX_CPU_ISA=AVX2; its own kernels need a debug build for that",
+            limited=True,
             avx2_env={**_ONEDNN, "OV_CPU_MAX_ISA": "AVX2"},
         ),
         Engine(
-            "xnnpack", "engines.xnnpack_", "executorch", ("executorch==1.5.1", TORCH, ONNX, NUMPY)
+            "xnnpack", "engines.xnnpack_", "executorch", ("executorch==1.5.1", TORCH, ONNX, NUMPY),
+            avx2="picks its kernels by CPUID; AVX-512 can only be left out when building it",
         ),
         Engine(
             "ncnn", "engines.ncnn_", "ncnn",
             ("ncnn==1.0.20261020", "pnnx==20261020", TORCH, ONNX, NUMPY),
+            avx2="picks its kernels by CPUID; AVX-512 can only be left out when building it",
         ),
-        Engine("mnn", "engines.mnn_", "MNN", ("MNN==3.6.1", NUMPY)),
+        Engine(
+            "mnn", "engines.mnn_", "MNN", ("MNN==3.6.1", NUMPY),
+            avx2="picks its kernels by CPUID; AVX-512 can only be left out when building it",
+        ),
         Engine(
             "inductor", "engines.inductor_", "torch", (TORCH, ONNX, NUMPY),
-            avx2="ATEN_CPU_CAPABILITY=avx2, cpp.simdlen=256, ONEDNN_MAX_CPU_ISA=AVX2",
+            avx2="ATEN_CPU_CAPABILITY=avx2, cpp.simdlen=256, cpp.march=haswell, ONEDNN_MAX_CPU_ISA=AVX2",
+            limited=True,
             avx2_env={
                 **_ONEDNN, "ATEN_CPU_CAPABILITY": "avx2", "MKL_ENABLE_INSTRUCTIONS": "AVX2"
             },
         ),
-        Engine("tvm", "engines.tvm_", "apache-tvm", (*_TVM, ONNX, NUMPY), avx2="mcpu=haswell"),
+        Engine(
+            "tvm", "engines.tvm_", "apache-tvm", (*_TVM, ONNX, NUMPY),
+            avx2="mcpu=haswell", limited=True,
+        ),
     )
 }  # fmt: skip

@@ -19,7 +19,7 @@ def _compiled(job: Job) -> object:
     torch.set_num_threads(job.threads)
     config.freezing = True
     if job.isa == "avx2":
-        config.cpp.simdlen = 256
+        config.cpp.simdlen, config.cpp.march = 256, "haswell"
     return torch.compile(torch_net.load(job.model).to(memory_format=torch.channels_last))
 
 

@@ -8,8 +8,7 @@ from pathlib import Path
 
 import MNN
 import numpy as np
-from harness.driver import Unsupported
-from harness.protocol import Job
+from harness.protocol import Job, Unsupported
 
 
 def _file(job: Job) -> Path:

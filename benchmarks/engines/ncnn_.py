@@ -9,8 +9,7 @@ from pathlib import Path
 
 import ncnn
 import numpy as np
-from harness.driver import Unsupported
-from harness.protocol import Job
+from harness.protocol import Job, Unsupported
 
 _NOT_FLOAT32 = (
     "use_fp16_packed", "use_fp16_storage", "use_fp16_arithmetic", "use_bf16_packed",

@@ -34,10 +34,11 @@ def load(job: Job) -> tuple[object, dict[str, str]]:
         request.infer()
         return request.get_output_tensor().data
 
-    kernels = Counter(
+    names = (
         str(op.get_rt_info()["primitiveType"].astype(str))
         for op in model.get_runtime_model().get_ops()
     )
+    kernels = Counter(name for name in names if not name.startswith("unknown"))  # constants
     return call, {
         "threads": str(model.get_property("INFERENCE_NUM_THREADS")),
         "precision": str(model.get_property("INFERENCE_PRECISION_HINT")),

@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 import onnx
 import torch
-from harness.driver import Unsupported
+from harness.protocol import Unsupported
 from onnx import helper, numpy_helper
 from torch import nn
 from torch.nn import functional as F

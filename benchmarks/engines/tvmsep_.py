@@ -5,8 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 import numpy as np
-from harness.driver import Unsupported
-from harness.protocol import Job
+from harness.protocol import Job, Unsupported
 
 import tvmsep
 from tvmsep.targets import load_target

@@ -16,37 +16,38 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from harness.protocol import Job, read_job, write_json
+from harness.protocol import Job, Unsupported, read_job, write_json
 
-WARM_CALLS = 10
-MAX_WARM_S = 2.0
-MAX_TIMED_S = 10.0
-"""A slow engine stops here with fewer calls than asked for, though never fewer than `MIN_RUNS`."""
+WARM_CALLS, MIN_WARM_S, MAX_WARM_S = 10, 0.3, 2.0
+MIN_TIMED_S, MAX_TIMED_S = 0.3, 10.0
+"""A fast engine makes more calls than asked for until it has been timed this long; a slow one stops
+at the upper limit with fewer, though never with fewer than `MIN_RUNS`."""
 MIN_RUNS = 5
-
-
-class Unsupported(Exception):
-    """The engine, or the way a model gets into it, cannot take this job; says why."""
 
 
 def timed(call: Callable[[], Any], runs: int) -> tuple[list[float], float]:
     """Seconds of each call after a warm-up, and how many cores were busy meanwhile."""
-    end = time.perf_counter() + MAX_WARM_S
-    for n in range(WARM_CALLS):
-        if n >= 2 and time.perf_counter() > end:
-            break
-        call()
-    times: list[float] = []
+    begin = time.perf_counter()
+    _repeat(call, begin, WARM_CALLS, 2, MIN_WARM_S, MAX_WARM_S)
     busy, begin = time.process_time(), time.perf_counter()
-    while len(times) < runs:
+    times = _repeat(call, begin, runs, MIN_RUNS, MIN_TIMED_S, MAX_TIMED_S)
+    wall = time.perf_counter() - begin
+    return times, (time.process_time() - busy) / wall
+
+
+def _repeat(
+    call: Callable[[], Any], begin: float, calls: int, least: int, min_s: float, max_s: float
+) -> list[float]:
+    """Seconds of each call: at least `calls` and `min_s`; past `least`, `max_s` ends it."""
+    times: list[float] = []
+    while True:
         start = time.perf_counter()
         call()
         now = time.perf_counter()
         times.append(now - start)
-        if len(times) >= MIN_RUNS and now - begin > MAX_TIMED_S:
-            break
-    wall = time.perf_counter() - begin
-    return times, (time.process_time() - busy) / wall
+        spent = now - begin
+        if (len(times) >= calls and spent >= min_s) or (len(times) >= least and spent >= max_s):
+            return times
 
 
 def measure(engine: Any, job: Job) -> dict[str, Any]:

@@ -12,6 +12,10 @@ from pathlib import Path
 from typing import Any
 
 
+class Unsupported(Exception):
+    """An engine, or the way a model gets into it, cannot take a job; says why."""
+
+
 @dataclass(frozen=True)
 class Job:
     """One engine on one network at one thread count.

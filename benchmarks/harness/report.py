@@ -17,8 +17,8 @@ from harness.runner import Runner
 
 ERROR_LIMIT = 1e-4
 """Float32 engines differ by 1e-6 to 1e-5; fp16 anywhere shows as some 4e-4."""
-EXTRA_CORES = 0.25
-"""More busy cores than threads by this much: the thread count was not obeyed."""
+FEWER_CORES, MORE_CORES = 0.5, 0.25
+"""Busy cores that are further from the thread count than this are worth a note."""
 
 HEAD = (
     "threads", "engine", "version", "lowest ms", "highest ms", "spread", "ratio", "paired",
@@ -47,19 +47,24 @@ def machine(target: str, peaks: Sequence[float]) -> dict[str, Any]:
     }
 
 
-def notes(row: Row, series: Series, engine: Engine, isa: str, facts: Mapping[str, str]) -> str:
-    """What a reader must know of a row."""
+def notes(
+    row: Row, series: Series, engine: Engine, *, isa: str, runs: int, facts: Mapping[str, str]
+) -> str:
+    """What a reader must know of a row; `runs` is the number of calls asked for."""
     found = []
     if row.wrong:
         found.append("WRONG OUTPUT")
-    if row.cores_busy > row.turn.threads + EXTRA_CORES:
+    n = row.turn.threads
+    if not n - FEWER_CORES <= row.cores_busy <= n + MORE_CORES:
         found.append(f"kept {row.cores_busy:.1f} cores busy")
+    if (calls := min(len(s.times_s) for s in series.measured)) < runs:
+        found.append(f"{calls} calls a round")
     if series.failure is not None:
         found.append(f"{row.rounds} of {len(series.samples)} rounds, then {series.failure.kind}")
-    if "tuned" in facts:
+    if series.turn.engine == "tvmsep" and "tuned" in facts:
         found.append(f"{facts['tuned']} tuned")
     if isa == "avx2":
-        found.append("AVX2" if engine.avx2 else "NOT limited to AVX2")
+        found.append("AVX2" if engine.limited else "NOT limited to AVX2")
     return "; ".join(found)
 
 
@@ -76,6 +81,11 @@ def cells(row: Row, version: str, notes: str) -> tuple[str, ...]:
         number(row.ratio, ".3f"), number(row.paired, ".3f"),
         f"{row.peak_share:.1%}", f"{row.error:.0e}", notes,
     )  # fmt: skip
+
+
+def _version(runner: Runner, engine: Engine) -> str:
+    version = runner.versions[engine.name]
+    return version if engine.package.lower() in engine.name else f"{engine.package} {version}"
 
 
 def show(
@@ -97,10 +107,10 @@ def show(
     body = [
         cells(
             row,
-            runner.versions[row.turn.engine],
+            _version(runner, engines[row.turn.engine]),
             notes(
-                row, by_turn[row.turn], engines[row.turn.engine], runner.isa,
-                runner.facts[f"{row.turn.engine}/{row.turn.threads}"],
+                row, by_turn[row.turn], engines[row.turn.engine], isa=runner.isa, runs=runner.runs,
+                facts=runner.facts[f"{row.turn.engine}/{row.turn.threads}"],
             ),
         )
         for row in rows
@@ -158,7 +168,7 @@ def engines_json(runner: Runner, engines: Sequence[Engine]) -> dict[str, Any]:
             "version": runner.versions.get(e.name),
             "requirements": e.requirements,
             "installed": frozen(runner.pythons[e.name]) if e.name in runner.pythons else [],
-            "avx2_limit": e.avx2 or None,
+            "avx2": {"limited": e.limited, "how": e.avx2},
         }
         for e in engines
     }

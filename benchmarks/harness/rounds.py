@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import random
 import statistics
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 
 from harness.process import Failure
@@ -124,7 +124,7 @@ class Row:
 def summarise(
     series: Sequence[Series],
     *,
-    ours: frozenset[str],
+    peers: frozenset[str],
     flops: int,
     peak_flops_per_core: float,
     error_limit: float,
@@ -133,7 +133,7 @@ def summarise(
 
     Args:
         series: of one network.
-        ours: engines that are no peers.
+        peers: engines that ours are compared with.
         flops: of one call: 2 for each multiply-add.
         peak_flops_per_core: measured FMA peak in FLOP/s.
         error_limit: an engine with a larger error is wrong and is nobody's best peer.
@@ -142,17 +142,10 @@ def summarise(
     lowest = {s.turn: min(x.median_s for x in s.measured) for s in known}
     # Not `error > limit`: NaN is wrong as well.
     wrong = {s.turn: not all(x.error <= error_limit for x in s.measured) for s in known}
-    best: Mapping[int, Series] = {
-        n: min(peers, key=lambda s: lowest[s.turn])
-        for n in {s.turn.threads for s in known}
-        if (
-            peers := [
-                s
-                for s in known
-                if s.turn.threads == n and s.turn.engine not in ours and not wrong[s.turn]
-            ]
-        )
-    }
+    best: dict[int, Series] = {}
+    for one in sorted(known, key=lambda s: lowest[s.turn]):
+        if one.turn.engine in peers and not wrong[one.turn]:
+            best.setdefault(one.turn.threads, one)
     rows = []
     for one in known:
         turn, peer = one.turn, best.get(one.turn.threads)
