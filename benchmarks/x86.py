@@ -116,9 +116,22 @@ def parse(words: Sequence[str]) -> argparse.Namespace:
         if not Path(log).is_file():
             raise InputError(f"--log {log}: no such file")
     args.log = args.log and [str(Path(log).resolve()) for log in args.log]
-    if args.json is not None and not args.json.resolve().parent.is_dir():
-        raise InputError(f"--json {args.json}: there is no folder {args.json.resolve().parent}")
+    if args.json is not None:
+        _check_writable(args.json)
     return args
+
+
+def _check_writable(path: Path) -> None:
+    """Find out before the work rather than after it."""
+    if path.is_dir():
+        raise InputError(f"--json: cannot write {path}: it is a folder; give a file name")
+    try:
+        with tempfile.TemporaryFile(dir=path.resolve().parent):
+            pass
+    except OSError as error:
+        raise InputError(
+            f"--json: cannot write {path}: {error.strerror}; give another place"
+        ) from error
 
 
 def say(text: str) -> None:
@@ -201,6 +214,19 @@ def main(words: Sequence[str]) -> None:
 
     args = parse(words)
     target = load_target("x86-avx2" if args.isa == "avx2" else "local")
+    folder = Path(tempfile.mkdtemp(prefix="tvmsep-x86-"))
+    try:
+        compare_all(args, target, folder)
+    finally:
+        shutil.rmtree(folder, ignore_errors=True)
+
+
+def compare_all(args: argparse.Namespace, target: Target, folder: Path) -> None:
+    """Everything that the command line asks for, with its files in `folder`."""
+    written = []
+    for n, spec in enumerate(args.networks):  # before any environment is made: it may be wrong
+        (folder / str(n)).mkdir()
+        written.append(write_network(spec, args.batch, target, folder / str(n)))
     engines = [ENGINES[name] for name in args.engines]
     pythons, failed = install(engines, args.environments or environment.cache_folder())
     engines = [e for e in engines if e.name in pythons]
@@ -213,45 +239,39 @@ def main(words: Sequence[str]) -> None:
     left_out = {name: str(why) for name, why in failed.items()}
     networks: list[dict[str, Any]] = []
     peaks: list[float] = []
-    folder = Path(tempfile.mkdtemp(prefix="tvmsep-x86-"))
-    try:
-        for n, spec in enumerate(args.networks):
-            here = folder / str(n)
-            here.mkdir()
-            network = write_network(spec, args.batch, target, here)
-            peaks.append(measure_peak(target))
-            runner = Runner(network, here, pythons, args.isa, args.runs, args.timeout, args.log)
-            series, gone, change = compare(runner, engines, args)
-            rows = summarise(
-                series, peers=peers, flops=network.flops, peak_flops_per_core=max(peaks),
-                error_limit=report.ERROR_LIMIT,
-            )  # fmt: skip
-            report.show(runner, series, rows, ENGINES, max(peaks))
-            lost = {f"{s.turn.engine}/{s.turn.threads}": s.failure for s in series if s.failure}
-            for name, why in {**failed, **gone, **lost}.items():
-                print(f"  {name}: {why}")
-            if args.isa == "avx2":
-                for engine in engines:
-                    state = "limited by" if engine.limited else "NOT limited:"
-                    print(f"  {engine.name}: {state} {engine.avx2}")
-            print(flush=True)
-            left_out |= {f"{spec}: {name}": str(why) for name, why in gone.items()}
-            networks.append(report.network_json(runner, series, rows, change))
-            if args.json is not None:
-                about = {"isa": args.isa, "batch": args.batch, "rounds": args.rounds}
-                write_json(
-                    args.json,
-                    {
-                        "machine": report.machine(target.name, peaks),
-                        "settings": about | {"runs": args.runs, "seed": args.seed},
-                        "engines": report.engines_json(runner, [ENGINES[e] for e in args.engines]),
-                        "left_out": left_out,
-                        "networks": networks,
-                    },
-                )
-            shutil.rmtree(here, ignore_errors=True)
-    finally:
-        shutil.rmtree(folder, ignore_errors=True)
+    for network in written:
+        here, spec = network.model.parent, network.spec
+        peaks.append(measure_peak(target))
+        runner = Runner(network, here, pythons, args.isa, args.runs, args.timeout, args.log)
+        series, gone, change = compare(runner, engines, args)
+        rows = summarise(
+            series, peers=peers, flops=network.flops, peak_flops_per_core=max(peaks),
+            error_limit=report.ERROR_LIMIT,
+        )  # fmt: skip
+        report.show(runner, series, rows, ENGINES, max(peaks))
+        lost = {f"{s.turn.engine}/{s.turn.threads}": s.failure for s in series if s.failure}
+        for name, why in {**failed, **gone, **lost}.items():
+            print(f"  {name}: {why}")
+        if args.isa == "avx2":
+            for engine in engines:
+                state = "limited by" if engine.limited else "NOT limited:"
+                print(f"  {engine.name}: {state} {engine.avx2}")
+        print(flush=True)
+        left_out |= {f"{spec}: {name}": str(why) for name, why in gone.items()}
+        networks.append(report.network_json(runner, series, rows, change))
+        if args.json is not None:
+            about = {"isa": args.isa, "batch": args.batch, "rounds": args.rounds}
+            write_json(
+                args.json,
+                {
+                    "machine": report.machine(target.name, peaks),
+                    "settings": about | {"runs": args.runs, "seed": args.seed},
+                    "engines": report.engines_json(runner, [ENGINES[e] for e in args.engines]),
+                    "left_out": left_out,
+                    "networks": networks,
+                },
+            )
+        shutil.rmtree(here, ignore_errors=True)
 
 
 def _terminated(*_: object) -> NoReturn:

@@ -84,7 +84,7 @@ ENGINES: dict[str, Engine] = {
         ),
         Engine(
             "inductor", "engines.inductor_", "torch", (TORCH, ONNX, NUMPY),
-            avx2="ATEN_CPU_CAPABILITY=avx2, cpp.simdlen=256, cpp.march=haswell, ONEDNN_MAX_CPU_ISA=AVX2",
+            avx2="ATEN_CPU_CAPABILITY=avx2, cpp.march=haswell, ONEDNN_MAX_CPU_ISA=AVX2",
             limited=True,
             avx2_env={
                 **_ONEDNN, "ATEN_CPU_CAPABILITY": "avx2", "MKL_ENABLE_INSTRUCTIONS": "AVX2"

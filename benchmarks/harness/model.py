@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -95,9 +96,9 @@ def write_network(spec: str, batch: int, target: Target, folder: Path) -> Networ
     )  # fmt: skip
 
 
-def _fix_batch(graph: object, batch: int, spec: str) -> None:
-    weights = {t.name for t in graph.initializer}  # type: ignore[attr-defined]
-    for value in graph.input:  # type: ignore[attr-defined]
+def _fix_batch(graph: Any, batch: int, spec: str) -> None:
+    weights = {t.name for t in graph.initializer}
+    for value in graph.input:
         dims = value.type.tensor_type.shape.dim
         if value.name in weights or not dims:
             continue
