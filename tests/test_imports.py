@@ -16,6 +16,7 @@ ORDER = (
     "graph",
     "codegen",
     "measure",
+    "boards",
     "logs",
     "tuner",
     "compiler",
