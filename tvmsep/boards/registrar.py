@@ -78,7 +78,7 @@ class Registrar(threading.Thread):
         self._tracker, self._key, self._advertise = tracker, key, advertise
         self._about, self._say = about, say
         self._state = _State()
-        self._stop = False
+        self._over = False
         self._said = ""
         self._wake, self._wake_write = socket.socketpair()
         for end in (self._wake, self._wake_write):
@@ -109,7 +109,7 @@ class Registrar(threading.Thread):
 
     def stop(self) -> None:
         """Withdraw the board and end the thread."""
-        self._stop = True
+        self._over = True
         self._tell(_State())
         self.join(timeout=2.0)
 
@@ -136,7 +136,7 @@ class Registrar(threading.Thread):
         """Register, again and again, until stopped."""
         wait_s = FIRST_WAIT_S
         where = f"the tracker at {show(self._tracker)}"
-        while not self._stop:
+        while not self._over:
             if not self._state.port:
                 self._sleep(60.0)
                 continue
@@ -153,7 +153,7 @@ class Registrar(threading.Thread):
                 why = str(error)
             self._say_once(f"no registration with {where}: {why}; trying again")
             until = time.monotonic() + wait_s
-            while not self._stop and time.monotonic() < until:
+            while not self._over and time.monotonic() < until:
                 self._sleep(until - time.monotonic())
             wait_s = min(2 * wait_s, LAST_WAIT_S)
 
@@ -183,7 +183,7 @@ class Registrar(threading.Thread):
         """Offer tickets until told to stop, the server is down, or somebody came without one."""
         ticket, taken_at, told, was_busy = "", 0.0, time.monotonic(), self._state.since > 0
         port = self._state.port
-        while not self._stop and (s := self._state).port == port:
+        while not self._over and (s := self._state).port == port:
             now = time.monotonic()
             busy = s.since > 0
             if busy and ticket and s.ticket != ticket:

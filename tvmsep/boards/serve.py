@@ -82,7 +82,7 @@ def serve(
         bound = int(line.rsplit(":", 1)[1])
         print(f"board {key} at {show((host, bound))}", flush=True)
         if claim:
-            claim.write(host=host, port=bound, key=key, tracker=show(tracker) if tracker else None)
+            claim.write(host=host, port=bound, key=key, words=sys.argv[1:])
         if registrar:
             registrar.up(bound)
 

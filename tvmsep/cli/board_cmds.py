@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shlex
 import sys
 from pathlib import Path
 from typing import Annotated
@@ -10,7 +11,7 @@ from typing import Annotated
 import typer
 
 from tvmsep.cli.options import AsJson
-from tvmsep.contracts import InputError
+from tvmsep.contracts import BoardError, InputError
 
 LOOPBACK = "127.0.0.1"
 DEFAULT_TRACKER = "127.0.0.1:9190"
@@ -106,6 +107,101 @@ def serve(
     it.serve(
         key, host=host, port=port, threads=threads, tracker=at, advertise=shown, state=state
     )  # fmt: skip
+
+
+@board.command()
+def deploy(
+    destination: Destination,
+    target: Annotated[str, typer.Option(help="What the board is: a target's name or TOML file.")],
+    key: Annotated[str, typer.Option(help="By default the target's name.")] = "",
+    port: Annotated[
+        int, typer.Option(min=0, max=65535, help="Here, leading to the board; 0: a free one.")
+    ] = 0,
+    tracker: Annotated[
+        str, typer.Option(metavar="HOST:PORT", help="The tracker on this machine.")
+    ] = DEFAULT_TRACKER,
+    threads: Annotated[
+        int | None, typer.Option(min=1, help="Most threads of a candidate; by default all cores.")
+    ] = None,
+    folder: Folder = "~/.tvmsep",
+    wheels: Annotated[
+        Path | None,
+        typer.Option(metavar="DIR", help="Wheels to copy, for a board without a network."),
+    ] = None,
+    python: Annotated[str | None, typer.Option(metavar="PATH", help="Python on the board.")] = None,
+    install: Annotated[
+        bool, typer.Option("--install/--no-install", help="Or use --python's own packages.")
+    ] = True,
+    ssh_option: SshOption = None,
+) -> None:
+    """Bring a board up over ssh: install tvmsep there, start its server, and tunnel to it.
+
+    Server and tunnel stay, and come back by themselves, until `tvmsep board undeploy`.
+    """
+    from tvmsep.boards import deploy as it
+    from tvmsep.boards import ssh, tunnel
+    from tvmsep.boards.address import host_port, is_loopback, valid_key
+    from tvmsep.targets import load_target
+
+    wanted = load_target(target)
+    key = valid_key(key or wanted.name)
+    if not is_loopback(host_port(tracker, "--tracker")[0]):
+        raise InputError(
+            f"--tracker {tracker}: the tunnel ends on this machine's loopback, so the tracker "
+            "must run here; for a shared one, run `tvmsep board serve` on the board itself"
+        )
+    if not install and wheels:
+        raise InputError("--wheels and --no-install contradict each other: give one of them")
+    if wheels is not None and not wheels.is_dir():
+        raise InputError(f"--wheels {wheels} is no folder")
+    asked = it.Asked(
+        target=wanted, key=key, folder=folder, port=port or tunnel.free_port(), tracker=tracker,
+        threads=threads, python=python, install=install, wheels=wheels,
+    )  # fmt: skip
+    state = it.deploy(ssh.make(destination, ssh_option or []), asked, _say)
+    if state["answer"] != "yes":
+        raise BoardError(f"the board's server does not answer through the tunnel: {state}")
+    print(f"board {key} at 127.0.0.1:{state['port']}")
+    print("next:")
+    if not _tracker_runs(tracker):
+        print(f"  tvmsep tracker --port {host_port(tracker, '')[1]}   # in another terminal")
+    at = f"--rpc {tracker} --key {key}"
+    print(f"  tvmsep board doctor {at} --target {target}")
+    print(f"  tvmsep tune MODEL --target {target} {at}")
+    print(f"  tvmsep board undeploy {destination}" + "".join(
+        f" --ssh-option {shlex.quote(o)}" for o in ssh_option or []
+    ))  # fmt: skip
+
+
+def _say(text: str) -> None:
+    print(text, file=sys.stderr, flush=True)
+
+
+def _tracker_runs(text: str) -> bool:
+    from tvmsep.boards.address import host_port
+    from tvmsep.boards.lookup import summary
+
+    try:
+        summary(host_port(text, "--tracker"))
+    except BoardError:
+        return False
+    return True
+
+
+@board.command()
+def undeploy(
+    destination: Destination,
+    folder: Annotated[
+        str | None,
+        typer.Option("--dir", metavar="DIR", help="On the board; by default what was deployed."),
+    ] = None,
+    ssh_option: SshOption = None,
+) -> None:
+    """End a deployed board's server and tunnel, and remove everything they left."""
+    from tvmsep.boards import deploy as it
+    from tvmsep.boards import ssh
+
+    it.undeploy(ssh.make(destination, ssh_option or []), folder, _say)
 
 
 @board.command()
