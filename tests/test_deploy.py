@@ -101,7 +101,7 @@ def test_a_wheel_that_pip_installs(server: Sshd, tmp_path: Path) -> None:
         (["--wheels", "{full}"], ["holds no wheel"]),
         (["--tracker", "192.0.2.1:9190"], ["192.0.2.1", "board serve"]),
         (["--target", "{arm}"], ["is for aarch64", "x86_64"]),
-        (["--ssh-option", "-o IdentityFile=/dev/null"], ["Permission denied", "ssh-copy-id"]),
+        (["--ssh-option", "-o PubkeyAuthentication=no"], ["Permission denied", "ssh-copy-id"]),
         (["--ssh-option", "-o UserKnownHostsFile=/dev/null"], ["host's key", "fingerprint"]),
         (["--ssh-option", "-p 1"], ["refused", "-p PORT"]),
     ],

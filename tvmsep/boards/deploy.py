@@ -88,10 +88,8 @@ def look(ssh: Ssh, python: str | None, folder: str) -> tuple[str, Facts]:
     Raises:
         BoardError: no connection, or no Python there.
     """
-    names = [python] if python else list(_PYTHONS)
-    find = "; ".join(f"command -v {shlex.quote(n)} && exit 0" for n in names)
     try:
-        found = ssh.run(f"{find}; uname -m; exit 3").strip().splitlines()[-1]
+        found = _find(ssh, [python] if python else _PYTHONS)
     except CommandFailed as error:
         what = python or "python3"
         raise BoardError(
@@ -100,6 +98,17 @@ def look(ssh: Ssh, python: str | None, folder: str) -> tuple[str, Facts]:
         ) from error
     script = Path(__file__).parents[1] / "measure" / "facts.py"
     return found, parse(ssh.run([found, "-", folder], send=script.read_bytes()))
+
+
+def _find(ssh: Ssh, names: Sequence[str]) -> str:
+    """The first Python that runs and is new enough, else the first that runs at all."""
+    new = f"import sys; sys.exit(sys.version_info < {MIN_PYTHON})"
+    tries = [
+        f"{n} -c {shlex.quote(code)} 2>/dev/null && command -v {n} && exit"
+        for code in (new, "")
+        for n in map(shlex.quote, names)  # a version manager's shim exists and does not run
+    ]
+    return ssh.run(f"{'; '.join(tries)}; exit 3").strip().splitlines()[-1]
 
 
 def _numbers(text: str) -> tuple[int, ...]:
@@ -306,9 +315,10 @@ def undeploy(ssh: Ssh, folder: str | None, say: Callable[[str], None]) -> None:
         folder, python = folder or plan.folder, plan.python
     except (OSError, msgspec.DecodeError):
         folder = folder or "~/.tvmsep"
-    names = [*([python] if python else []), *_PYTHONS]
-    find = "; ".join(f"command -v {shlex.quote(n)} && exit 0" for n in reversed(names))
-    found = ssh.run(f"{find}; exit 3").strip().splitlines()[-1]
+    try:
+        found = _find(ssh, [*reversed(_PYTHONS), *([python] if python else [])])
+    except CommandFailed as error:
+        raise BoardError(f"{ssh.destination} has no python3 to clean up with") from error
     script = Path(remove.__file__).read_bytes()
     answer = ssh.run([found, "-", "remove", folder], send=script).strip()
     if answer == "absent":

@@ -24,7 +24,7 @@ TRACKER_MAGIC = 0x2F271
 SERVER_MAGIC = 0xFF271
 SERVER_MISMATCH = SERVER_MAGIC + 2
 
-SUCCESS, PING, PUT, UPDATE_INFO, SUMMARY, PENDING_KEYS = 0, 1, 3, 5, 6, 7
+SUCCESS, PING, PUT, REQUEST, UPDATE_INFO, SUMMARY, PENDING_KEYS = 0, 1, 3, 4, 5, 6, 7
 
 Place = tuple[str, int] | Path
 """Host and port, or a Unix socket: what a tunnel leads to."""
