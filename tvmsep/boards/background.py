@@ -88,7 +88,6 @@ def start(command: Sequence[str], path: Path, timeout_s: float = START_TIMEOUT_S
             stdout=words,
             stderr=words,
             start_new_session=True,
-            cwd=path.parent,
         )
     deadline = time.monotonic() + timeout_s
     while time.monotonic() < deadline:

@@ -22,6 +22,7 @@ import sys
 import tarfile
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from importlib import metadata
 from pathlib import Path
 from typing import Any
 
@@ -178,7 +179,18 @@ def _claim(ssh: Ssh, folder: str) -> None:
         raise BoardError(f"folder {folder} on the board: {error}") from error
 
 
-def install(ssh: Ssh, python: str, asked: Asked, folder: str, say: Callable[[str], None]) -> str:
+def _download(folder: Path, facts: Facts) -> str:
+    """The command that fetches a board's wheels."""
+    version = ".".join(facts.python.split(".")[:2])
+    words = ["pip", "download", "--dest", str(folder), "--only-binary", ":all:"]
+    words += ["--platform", f"manylinux_2_28_{facts.machine}", "--python-version", version]
+    needs = metadata.requires("tvmsep") or []
+    return shlex.join([*words, *(n for n in needs if "extra ==" not in n)])
+
+
+def install(
+    ssh: Ssh, python: str, facts: Facts, asked: Asked, folder: str, say: Callable[[str], None]
+) -> str:
     """Make the venv, unless this very tvmsep is installed already; answers its Python.
 
     Raises:
@@ -190,9 +202,8 @@ def install(ssh: Ssh, python: str, asked: Asked, folder: str, say: Callable[[str
         copied = sorted(asked.wheels.glob("*.whl"))
         if not copied:
             raise InputError(
-                f"--wheels {asked.wheels} holds no wheel: fill it with pip download --dest "
-                f"{asked.wheels} --only-binary :all: --platform manylinux_2_28_aarch64 "
-                "--python-version 3.11 tvmsep's requirements"
+                f"--wheels {asked.wheels} holds no wheel; fill it, where there is a network: "
+                f"{_download(asked.wheels, facts)}"
             )
         files += [(p.name, p) for p in copied if not p.name.startswith("tvmsep-")]
     made = f"{folder}/venv/bin/python"
@@ -275,7 +286,7 @@ def deploy(ssh: Ssh, asked: Asked, say: Callable[[str], None]) -> dict[str, Any]
     background.stop(here / "tunnel.json")
     _claim(ssh, folder)
     if asked.install:
-        python = install(ssh, python, asked, folder, say)
+        python = install(ssh, python, facts, asked, folder, say)
     else:
         _reuse(ssh, python)
     here.mkdir(parents=True, exist_ok=True, mode=0o700)
@@ -291,7 +302,7 @@ def deploy(ssh: Ssh, asked: Asked, say: Callable[[str], None]) -> dict[str, Any]
     )
     (here / "plan.json").write_bytes(msgspec.json.encode(plan))
     say("starting the server and the tunnel")
-    command = [sys.executable, "-m", "tvmsep.boards.tunnel", str(here)]
+    command = [sys.executable, "-P", "-m", "tvmsep.boards.tunnel", str(here)]
     return background.start(command, here / "tunnel.json")
 
 

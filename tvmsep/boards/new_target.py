@@ -56,14 +56,16 @@ def guess(facts: Facts, name: str, origin: str) -> tuple[Target, tuple[str, ...]
         BoardError: nothing is known about such a CPU.
     """
     has = set(facts.features)
+    mattr: tuple[str, ...] = ()
+    needs: tuple[str, ...] = _AVX512
     sources = [f"reported by {facts.cpu or 'the board'} at {origin} on {date.today():%Y-%m-%d}"]
     if facts.machine == "x86_64" and has.issuperset(_AVX512):
         wide = "avx512_vbmi2" in has
         mcpu = "znver4" if wide and facts.vendor == "AuthenticAMD" else "skylake-avx512"
         mattr = ("-prefer-256-bit",) if mcpu == "skylake-avx512" else ()
-        lanes, registers, latency, rate, broadcast, needs = 16, 32, 4, 1.0, True, _AVX512
+        lanes, registers, latency, rate, broadcast = 16, 32, 4, 1.0, True
     elif facts.machine == "x86_64" and has.issuperset(_AVX2):
-        mcpu, mattr = "haswell", ()
+        mcpu = "haswell"
         lanes, registers, latency, rate, broadcast, needs = 8, 16, 5, 2.0, False, _AVX2
     elif facts.machine == "aarch64":
         kinds = [_ARM_CORES.get(p.split()[-1]) for p in facts.parts if p.startswith("0x41 ")]
@@ -72,7 +74,7 @@ def guess(facts: Facts, name: str, origin: str) -> tuple[Target, tuple[str, ...]
         if core:
             sources.append(core.source)
         core = core or _Core("generic", 4, 1.0, "")
-        mcpu, mattr, latency, rate = core.mcpu, (), core.fma_latency_cycles, core.fma_per_cycle
+        mcpu, latency, rate = core.mcpu, core.fma_latency_cycles, core.fma_per_cycle
         lanes, registers, broadcast, needs = 4, 32, True, ("asimd",)
     else:
         raise BoardError(

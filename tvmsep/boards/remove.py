@@ -41,7 +41,7 @@ def stop(lock: str, timeout_s: float = 10.0) -> bool:
     pid = holder(lock)
     if not pid:
         return False
-    number = signal.SIGTERM
+    number: signal.Signals | None = signal.SIGTERM
     deadline = time.monotonic() + timeout_s
     while holder(lock) == pid:
         if number is not None:

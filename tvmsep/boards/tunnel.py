@@ -39,7 +39,7 @@ while not select.select([0], [], [], 3)[0]:
 
 def serve_words(plan: Deployment) -> list[str]:
     """The board's command that starts its server, or finds it running."""
-    words = [plan.python, "-m", "tvmsep.cli", "board", "serve", "--detach"]
+    words = [plan.python, "-P", "-m", "tvmsep.cli", "board", "serve", "--detach"]
     words += ["--key", plan.key, "--port", "0", "--state", f"{plan.folder}/{SERVE}.json"]
     words += ["--tracker", f"unix:{_socket(plan)}", "--advertise", f"{LOOPBACK}:{plan.port}"]
     return words + (["--threads", str(plan.threads)] if plan.threads else [])

@@ -100,7 +100,7 @@ def serve(
         running = background.running(state)
         if running is None or running.get("words") != words:
             background.stop(state)
-            command = [sys.executable, "-m", "tvmsep.cli", *words]
+            command = [sys.executable, "-P", "-m", "tvmsep.cli", *words]
             running = background.start(command, state)
         print(json.dumps(running))
         return
