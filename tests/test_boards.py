@@ -299,6 +299,30 @@ def test_doctor_on_a_board(up: tuple[Running, Running, int], tmp_path: Path) -> 
     assert seen["ISA"] == "bad" and "kernel" not in seen
 
 
+def test_doctor_leaves_a_stock_server_as_it_was(tmp_path: Path) -> None:
+    """It stops listening when a client is cut off; so both examinations must find it."""
+    port = free_port()
+    at = ["--rpc", f"127.0.0.1:{port}", "--key", "pi"]
+    with (tmp_path / "log").open("wb") as log:
+        server = subprocess.Popen(
+            [sys.executable, "-m", "tvm.exec.rpc_server", "--host", "127.0.0.1", "--key", "pi",
+             "--port", str(port), "--port-end", str(port + 1)],
+            stdout=log, stderr=log, start_new_session=True,
+        )  # fmt: skip
+    try:
+        until(lambda: "bind to" in (tmp_path / "log").read_text(), "the stock server")
+        for _ in range(2):
+            done = run("board", "doctor", *at, "--target", "local", "--json")
+            assert done.returncode == 0, done.stdout + done.stderr
+            seen = levels(json.loads(done.stdout)["findings"])
+            assert (seen["TVM"], seen["ISA"], seen["kernel"]) == ("unknown", "ok", "ok")
+        new = ["targets", "new", "t", "-o", str(tmp_path / "t.toml")]
+        refused(*new, *at, says=["stock TVM server", "board serve"])
+    finally:
+        os.killpg(server.pid, signal.SIGKILL)
+        server.wait(timeout=10)
+
+
 def test_doctor_on_this_host() -> None:
     done = run("board", "doctor")
     assert done.returncode == 0, done.stdout + done.stderr

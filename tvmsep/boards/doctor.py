@@ -13,7 +13,7 @@ from typing import Literal
 
 import msgspec
 
-from tvmsep.boards.examine import Examiner, Steadiness
+from tvmsep.boards.examine import Examiner, Steadiness, WrongKey
 from tvmsep.boards.facts import Facts, misfit, version_mismatch
 from tvmsep.boards.lookup import Reached
 from tvmsep.boards.new_target import guess
@@ -56,6 +56,7 @@ def examine_board(at: Reached, target: Target | None) -> list[Finding]:
         target: what it shall be tuned for; None for what its CPU looks like.
 
     Raises:
+        WrongKey: the server has another key.
         BoardError: nothing on this machine can be started; what is wrong with the board is a
             finding.
     """
@@ -84,6 +85,8 @@ def examine_host(target: Target | None) -> list[Finding]:
 def _findings(examiner: Examiner, at: Reached, target: Target | None) -> Iterator[Finding]:
     try:
         board = examiner.identify()
+    except WrongKey:
+        raise
     except BoardError as error:
         yield Finding("reachable", "bad", str(error), "see that the server runs and is idle")
         return

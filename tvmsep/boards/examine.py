@@ -6,6 +6,8 @@ can be killed, as measuring does.
 
 from __future__ import annotations
 
+import contextlib
+import gc
 from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
@@ -20,6 +22,7 @@ from tvmsep.measure.results import shorten
 from tvmsep.measure.worker import Worker, WorkerDied, WorkerError, WorkerTimeout
 
 CONNECT_TIMEOUT_S = 6.0
+LEAVE_TIMEOUT_S = 3.0
 BUILD_TIMEOUT_S = 60.0
 RUN_TIMEOUT_S = 30.0
 SESSION_S = 60.0
@@ -47,6 +50,10 @@ class Steadiness:
     """FLOP/s of one core in the best of them."""
 
 
+class WrongKey(BoardError):
+    """The server has another key than was asked for."""
+
+
 class Examiner:
     """Opens sessions to one board.
 
@@ -68,6 +75,9 @@ class Examiner:
         error: BaseException | None,
         trace: TracebackType | None,
     ) -> None:
+        # A stock server whose client is cut off stops listening: leave as the protocol wants.
+        with contextlib.suppress(WorkerDied, WorkerTimeout, WorkerError):
+            self._runner.call(_leave, limit_s=LEAVE_TIMEOUT_S)
         self._runner.kill()
         self._scratch.close()
 
@@ -75,6 +85,7 @@ class Examiner:
         """Connect, and ask the board what it is.
 
         Raises:
+            WrongKey: the server has another key.
             BoardError: no session within `CONNECT_TIMEOUT_S`.
         """
         self._runner.ready()
@@ -132,7 +143,9 @@ def _identify(at: Reached) -> Identity:
         else:
             _remote = rpc.connect(at.host, at.port, at.key, session_timeout=SESSION_S)
     except (RuntimeError, OSError) as error:
-        raise BoardError(shorten(str(error), 200)) from error
+        if "matches key" in str(error):
+            raise WrongKey(f"{at.name}: the server there has another key") from error
+        raise BoardError(f"{at.name}: no session: {shorten(str(error), 200)}") from error
 
     def ask(name: str) -> Any:
         try:
@@ -148,6 +161,12 @@ def _identify(at: Reached) -> Identity:
     triple = str(ask("target.llvm_get_system_triple") or "")
     facts = Facts(machine=triple.split("-")[0], cpu=str(ask("target.llvm_get_system_cpu") or ""))
     return Identity(facts, False, threads)
+
+
+def _leave() -> None:
+    global _remote
+    _remote = None
+    gc.collect()
 
 
 def _run(library: Path, target: Target) -> Steadiness:

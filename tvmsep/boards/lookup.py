@@ -20,7 +20,7 @@ from tvmsep.boards.protocol import (
     SUMMARY,
     NotATracker,
     TrackerLine,
-    knock,
+    is_server,
     show,
     why_not,
 )
@@ -174,7 +174,8 @@ def reach(text: str, key: str) -> Reached:
 
     Raises:
         InputError: no address, or no key.
-        BoardError: nothing answers within some seconds, neither of the two, or another key.
+        BoardError: nothing answers within some seconds, or neither of the two, or the tracker
+            has other keys. A server's key shows in the session.
     """
     host, port = host_port(text, "--rpc")
     try:
@@ -188,14 +189,11 @@ def reach(text: str, key: str) -> Reached:
         if not isinstance(error.__cause__, NotATracker):
             raise
     try:
-        answer = knock((host, port), key)
+        found = is_server((host, port))
     except OSError as error:
-        raise BoardError(
-            f"--rpc {text}: neither a tracker nor a server: {why_not(error)}"
-        ) from error
-    if answer == "wrong key":
-        raise BoardError(f"--rpc {text}: the board's server there has another key than {key}")
-    if answer != "yes":
+        why = why_not(error)
+        raise BoardError(f"--rpc {text}: neither a tracker nor a server: {why}") from error
+    if not found:
         raise BoardError(
             f"--rpc {text}: what listens there is not a TVM RPC tracker, nor a board's server"
         )

@@ -135,19 +135,20 @@ class TrackerLine(_Line):
             raise NotATracker(f"the tracker's answer makes no sense ({error})") from error
 
 
-def knock(place: tuple[str, int], key: str, timeout_s: float = TIMEOUT_S) -> str:
-    """Ask a board's server whether it serves `key`: "yes", "wrong key", or "not a server".
+def is_server(place: tuple[str, int], timeout_s: float = TIMEOUT_S) -> bool:
+    """Whether a board's server listens somewhere.
 
-    A session is opened and left at once; a server that is busy answers only after its session.
+    It is asked for a key that none has: a stock server that accepts a key, and whose client then
+    leaves without a word, stops listening for good. A server that is busy answers after its
+    session.
 
     Raises:
         OSError: nothing answers, or not in time.
     """
     with _Line(place, timeout_s) as line:
-        words = f"client:{key}".encode()
+        words = b"client:no-such-key"
         line.send(struct.pack("<ii", SERVER_MAGIC, len(words)) + words)
         try:
-            answer = line.number()
+            return line.number() == SERVER_MISMATCH
         except ConnectionResetError:
-            return "not a server"
-        return {SERVER_MAGIC: "yes", SERVER_MISMATCH: "wrong key"}.get(answer, "not a server")
+            return False

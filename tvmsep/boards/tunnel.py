@@ -20,7 +20,7 @@ import msgspec
 from tvmsep.boards.address import MAX_UNIX_PATH, host_port
 from tvmsep.boards.background import State
 from tvmsep.boards.deploy import Deployment
-from tvmsep.boards.protocol import knock, show
+from tvmsep.boards.protocol import is_server, show
 from tvmsep.boards.remove import SERVE
 from tvmsep.boards.ssh import Ssh
 from tvmsep.boards.supervise import READY, Supervisor
@@ -91,10 +91,10 @@ def keep(folder: Path) -> None:
 
         def ready(_: str) -> None:
             try:
-                answer = knock((LOOPBACK, plan.port), plan.key)
-            except OSError as error:
-                answer = str(error)
-            state.write(port=plan.port, key=plan.key, tracker=plan.tracker, answer=answer)
+                reached = is_server((LOOPBACK, plan.port))
+            except OSError:
+                reached = False
+            state.write(port=plan.port, key=plan.key, tracker=plan.tracker, reached=reached)
 
         Supervisor("the tunnel", lambda: connection(ssh, plan), ready=ready).run()
     finally:

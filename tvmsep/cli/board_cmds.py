@@ -159,8 +159,11 @@ def deploy(
         threads=threads, python=python, install=install, wheels=wheels,
     )  # fmt: skip
     state = it.deploy(ssh.make(destination, ssh_option or []), asked, _say)
-    if state["answer"] != "yes":
-        raise BoardError(f"the board's server does not answer through the tunnel: {state}")
+    if not state["reached"]:
+        raise BoardError(
+            f"the board's server does not answer at 127.0.0.1:{state['port']}: does its sshd "
+            "allow forwarding (AllowTcpForwarding, AllowStreamLocalForwarding)?"
+        )
     print(f"board {key} at 127.0.0.1:{state['port']}")
     print("next:")
     if not _tracker_runs(tracker):
