@@ -25,6 +25,8 @@ Why it is fast
 
 Tried and lost
     28 accumulators with two output blocks, 27 with three: LLVM spills, 25 to 60 % slower.
+    Prefetching the next weight panel while the present one is used, to L1 or L2: 2 to 3 % faster
+    on one 7x7 layer of six, up to 12 % slower on the others. The hardware does it.
 """
 
 from __future__ import annotations
