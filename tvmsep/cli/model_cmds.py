@@ -164,6 +164,10 @@ def build(
     _print_report(report, as_json)
 
 
+QUIET = 0.05
+"""Largest difference between a network's time and the sum of its kernels' on a quiet machine."""
+
+
 def _print_report(report: Report, as_json: bool) -> None:
     import msgspec
 
@@ -194,6 +198,11 @@ def _print_report(report: Report, as_json: bool) -> None:
             if v.estimate_s is not None:
                 estimate += f" ({100 * (whole / v.estimate_s - 1):+.0f}%)"
         print(f"{v.threads} thread(s): peak RAM {v.peak_ram_bytes / 1e6:.1f} MB{estimate}")
+        if whole is not None and v.estimate_s and abs(whole / v.estimate_s - 1) > QUIET:
+            print(
+                f"  more than {100 * QUIET:.0f}% apart: the machine was not quiet; run this again "
+                "when it is, and the best few are measured anew"
+            )
     print(f"{report.tuned} of {report.tasks} kernels run a measured config")
     print(f"wrote {report.path} ({size / 1e6:.1f} MB)")
 
