@@ -17,7 +17,9 @@ TVM beyond the import: its thread pool belongs to the children.
 from __future__ import annotations
 
 import argparse
+import contextlib
 import ipaddress
+import json
 import os
 import select
 import shutil
@@ -31,6 +33,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import NoReturn
 
+from tvmsep.measure import facts, host
 from tvmsep.measure.lock import Scratch
 
 MAGIC = 0xFF271
@@ -43,8 +46,18 @@ CRASH_WORDS = "the session's process was ended by"
 LIMIT_WORDS = "the session reached its time limit"
 
 
+SESSION, LOADED, ENDED = "session", "loaded", "ended"
+"""Events on standard output with `--events`: `session KEY` and `loaded` by a session's child, and
+`ended` by the parent, whatever became of the client."""
+
+
 def _say(text: str) -> None:
     print(text, file=sys.stderr, flush=True)
+
+
+def _event(*words: str) -> None:
+    with contextlib.suppress(OSError):  # our owner has gone: standard input will say so
+        os.write(1, (" ".join(words) + "\n").encode())
 
 
 def _receive(conn: socket.socket, count: int) -> bytes:
@@ -57,8 +70,12 @@ def _receive(conn: socket.socket, count: int) -> bytes:
     return data
 
 
-def _handshake(conn: socket.socket, key: str) -> float | None:
-    """Answer a client; its own session limit in seconds, 0 for none, or None if it is refused."""
+def _handshake(conn: socket.socket, key: str) -> tuple[str, float] | None:
+    """Answer a client: (the key it named, its own session limit in seconds, 0 for none).
+
+    A client that a tracker has sent names `KEY:NUMBER`, where the number is the tracker's ticket.
+    None if it is refused.
+    """
     (magic,) = struct.unpack("<i", _receive(conn, 4))
     if magic != MAGIC:
         return None
@@ -66,13 +83,14 @@ def _handshake(conn: socket.socket, key: str) -> float | None:
     if not 0 <= size <= MAX_KEY_BYTES:
         return None
     words = _receive(conn, size).decode().split(" ")
-    if words[0] != f"client:{key}":
+    named = words[0].removeprefix("client:")
+    if words[0] == named or (named != key and named.rpartition(":")[0] != key):
         conn.sendall(struct.pack("<i", MISMATCH))
         return None
     ours = f"server:{key}".encode()
     conn.sendall(struct.pack("<ii", MAGIC, len(ours)) + ours)
     limits = [float(w.removeprefix("-timeout=")) for w in words[1:] if w.startswith("-timeout=")]
-    return limits[0] if limits else 0.0
+    return named, limits[0] if limits else 0.0
 
 
 def _config_threads(threads: int) -> int:
@@ -94,7 +112,7 @@ def _config_threads(threads: int) -> int:
     return int(tvm_ffi.get_global_func("runtime.NumThreads")())
 
 
-def _register(folder: Path, cpu: str) -> None:
+def _register(folder: Path, cpu: str, events: bool) -> None:
     """Register the functions that TVM's RPC clients expect of a server, working in `folder`."""
     import tvm_ffi
 
@@ -102,6 +120,8 @@ def _register(folder: Path, cpu: str) -> None:
         return folder / name
 
     def load(name: str) -> object:
+        if events:
+            _event(LOADED)
         return tvm_ffi.load_module(str(path_of(name)), keep_module_alive=False)
 
     def download(name: str) -> bytearray:
@@ -115,10 +135,18 @@ def _register(folder: Path, cpu: str) -> None:
     register("tvm.rpc.server.download_linked_module", download, override=True)
     register("tvmsep.cpu", lambda: cpu, override=True)
     register("tvmsep.config_threads", _config_threads, override=True)
+    register(host.FUNCTION, host.host_id, override=True)
+    register("tvmsep.facts", lambda: json.dumps(facts.collect()), override=True)
 
 
 def _session(
-    conn: socket.socket, key: str, limit_s: float, folder: Path, cpu: str, parent: int
+    conn: socket.socket,
+    key: str,
+    limit_s: float,
+    folder: Path,
+    cpu: str,
+    events: bool,
+    parent: int,
 ) -> NoReturn:
     """The forked child: handshake, then TVM's server loop until the client leaves."""
     code = 0
@@ -131,8 +159,11 @@ def _session(
                 os._exit(1)
         os.chdir(folder)
         conn.settimeout(HANDSHAKE_TIMEOUT_S)
-        asked = _handshake(conn, key)
-        if asked is not None:
+        answered = _handshake(conn, key)
+        if answered is not None:
+            named, asked = answered
+            if events:
+                _event(SESSION, named)
             conn.settimeout(None)  # a limit on the session, not on each wait, is what bounds it
             limits = [s for s in (asked, limit_s) if s > 0]
             if limits:
@@ -140,7 +171,7 @@ def _session(
                 signal.setitimer(signal.ITIMER_REAL, min(limits))
             # TVM's handler would print a page of its own frames.
             signal.signal(signal.SIGSEGV, signal.SIG_DFL)
-            _register(folder, cpu)
+            _register(folder, cpu, events)
             from tvm.rpc import _ffi_api
 
             # TVM's loop closes the descriptor itself.
@@ -174,6 +205,7 @@ class Server:
         grace_s: how long a child may go on after its client has gone.
         watch_stdin: end when standard input reaches its end.
         cpu: the CPU's model name, told to clients that ask.
+        events: print sessions and what they load on standard output.
     """
 
     def __init__(
@@ -186,13 +218,14 @@ class Server:
         grace_s: float,
         watch_stdin: bool,
         cpu: str,
+        events: bool = False,
     ) -> None:
         family = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0][0]
         self._listener = socket.create_server((host, port), family=family, backlog=16)
         self._listener.setblocking(False)
         self.address: tuple[str, int] = self._listener.getsockname()[:2]
         self._key, self._limit_s, self._grace_s = key, session_timeout_s, grace_s
-        self._cpu = cpu
+        self._cpu, self._events = cpu, events
         self._child: _Child | None = None
         self._stdin = sys.stdin.fileno() if watch_stdin else -1
         self._scratch = Scratch("tvmsep-server-")
@@ -269,7 +302,7 @@ class Server:
                 signal.signal(number, signal.SIG_DFL)
             signal.signal(signal.SIGINT, signal.SIG_IGN)
             self._listener.close()
-            _session(conn, self._key, self._limit_s, folder, self._cpu, parent)
+            _session(conn, self._key, self._limit_s, folder, self._cpu, self._events, parent)
         self._child = _Child(pid, conn, folder)
 
     def _end_child(self) -> None:
@@ -284,6 +317,8 @@ class Server:
         self._child.conn.close()
         shutil.rmtree(self._child.folder, ignore_errors=True)
         self._child = None
+        if self._events:
+            _event(ENDED)
 
 
 def main(argv: list[str] | None = None) -> None:
@@ -301,6 +336,7 @@ def main(argv: list[str] | None = None) -> None:
         "--grace", type=float, default=1.0, help="seconds a session may outlive its client"
     )
     parser.add_argument("--watch-stdin", action="store_true", help="end when stdin does")
+    parser.add_argument("--events", action="store_true", help="print sessions and what they load")
     args = parser.parse_args(argv)
 
     from tvmsep.targets import host_cores, host_cpu
@@ -321,6 +357,7 @@ def main(argv: list[str] | None = None) -> None:
             grace_s=args.grace,
             watch_stdin=args.watch_stdin,
             cpu=host_cpu()[0],
+            events=args.events,
         )
     except OSError as exc:
         sys.exit(f"cannot listen on {args.host}:{args.port}: {exc.strerror}; choose another --port")
