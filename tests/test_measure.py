@@ -2,12 +2,9 @@
 
 from __future__ import annotations
 
-import json
 import os
 import signal
-import socket
 import statistics
-import struct
 import subprocess
 import sys
 import textwrap

@@ -208,8 +208,8 @@ def tune(
                 budget_s=budget_s, trials=trials, seed=seed,
                 progress=progress,
             )  # fmt: skip
-        if result.state.note:
-            say(result.state.note)
+        for note in result.state.notes:
+            say(note)
         if result.reason == "interrupted":
             say("interrupted: writing a bundle of the best so far; Ctrl-C again ends without one")
         elif result.reason == "board_lost":

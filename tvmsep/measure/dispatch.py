@@ -139,9 +139,12 @@ class Dispatch:
 
     @property
     def alone(self) -> bool:
-        """Whether every board is this host."""
+        """Whether every board that was met so far is this host."""
         with self._cond:
-            return all(x.slot.board.local for x in self._lanes)
+            slots = [x.slot for x in self._lanes]
+            return all(s.board.local for s in slots if s.board.machine) and any(
+                s.board.local for s in slots
+            )
 
     def survey(self, reference: Callable[[Slot], float], limit_s: float) -> dict[str, float]:
         """Measure every board's FLOP/s, and choose the group of boards that are of one kind.

@@ -1,0 +1,249 @@
+"""Several boards under one tracker: they share the work, and may die, hang, return and be slow."""
+
+from __future__ import annotations
+
+import contextlib
+import sys
+import textwrap
+import time
+from collections import Counter
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+from farm_kit import KEY, BoardServer, Tracker, children
+
+from tvmsep.codegen import kernel
+from tvmsep.contracts import BoardError, Config, Target, Task, Workload
+from tvmsep.measure import Built, Failed, Farm, Measured, builder, dispatch, host
+from tvmsep.measure import tracker as wire
+from tvmsep.schedules import TEMPLATES
+from tvmsep.targets import load_target
+
+if sys.platform != "linux":
+    pytest.skip("these tests look at processes through /proc", allow_module_level=True)
+
+W = Workload(
+    op="pointwise", ic=32, oc=40, ih=7, iw=7, in_block=16, out_block=16, epilogue=("bias", "relu6")
+)
+HANG = 'for i in range(2000000000):\n    T.evaluate(T.call_extern("int32", "usleep", 10))'
+ABORT = 'T.evaluate(T.call_extern("int32", "abort"))'
+SOME_MS = 'T.evaluate(T.call_extern("int32", "usleep", 10000))\n'
+RUN_TIMEOUT_S = 1.5
+
+
+@pytest.fixture(scope="module")
+def target() -> Target:
+    return load_target("local")
+
+
+@pytest.fixture(scope="module")
+def task(target: Target) -> Task:
+    return Task(workload=W, target=target.name, threads=1, template="pointwise@1")
+
+
+@pytest.fixture(scope="module")
+def good(target: Target, task: Task, tmp_path_factory: pytest.TempPathFactory) -> Built:
+    config = TEMPLATES["pointwise"].default(W, target, 1)
+    func = kernel(W, target, "pointwise", config)
+    return builder.link_candidate(func, task, target, tmp_path_factory.mktemp("good"))
+
+
+@pytest.fixture
+def candidate(target: Target, task: Task, tmp_path: Path) -> Callable[[str], Built]:
+    """Makes a library out of a kernel body in TVMScript; `x`, `w`, `bias` and `out` are given."""
+
+    def make(body: str) -> Built:
+        import tvm
+
+        shapes = {"x": W.in_shape, "w": (3, 32, 16), "bias": (3, 16), "out": W.out_shape}
+        params = ", ".join(f'{n}: T.Buffer({s}, "float32")' for n, s in shapes.items())
+        head = f"@T.prim_func(s_tir=True)\ndef main({params}):\n"
+        func = tvm.script.from_source(head + textwrap.indent(body, "    "))
+        return builder.link_candidate(func, task, target, tmp_path)
+
+    return make
+
+
+@pytest.fixture
+def quick(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Time limits for boards that are a process away."""
+    monkeypatch.setattr(dispatch, "POLL_S", 0.2)
+    monkeypatch.setattr(dispatch, "RETRY_S", 0.1)
+    monkeypatch.setattr(dispatch, "COMEBACK_S", 8.0)
+    monkeypatch.setattr("tvmsep.measure.slot.HANDSHAKE_S", 2.0)
+
+
+@contextlib.contextmanager
+def park(count: int, delays: tuple[float, ...] = ()) -> Iterator[tuple[Tracker, list[BoardServer]]]:
+    tracker, boards = Tracker(), []
+    try:
+        for i in range(count):
+            boards.append(BoardServer(tracker, 1, delays[i] if i < len(delays) else 0.0))
+        yield tracker, boards
+    finally:
+        for board in boards:
+            board.close()
+        tracker.close()
+
+
+def a_farm(target: Target, tracker: Tracker, **how: float) -> Farm:
+    return Farm(
+        target, builders=0, tracker=tracker.place, key=KEY, run_timeout_s=RUN_TIMEOUT_S,
+        connect_timeout_s=how.get("connect_timeout_s", 5.0),
+    )  # fmt: skip
+
+
+def far_away(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Each board says that it is a machine of its own, so that they measure at one time."""
+    names = iter(range(1000))
+    monkeypatch.setattr(host, "machine_of", lambda reported, address: f"machine-{next(names)}")
+
+
+def until(true: Callable[[], bool], limit_s: float = 20.0) -> None:
+    deadline = time.monotonic() + limit_s
+    while not true():
+        assert time.monotonic() < deadline, f"not within {limit_s} s"
+        time.sleep(0.02)
+
+
+def test_boards_share_the_work_and_none_is_asked_twice(
+    target: Target, task: Task, good: Built, quick: None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    far_away(monkeypatch)
+    with park(3) as (tracker, boards):
+        with a_farm(target, tracker) as farm:
+            assert farm.connect().name in {b.name for b in boards}
+            answers = list(farm.run([(task, Config(), good)] * 60))
+            assert farm.overlaps
+            assert all(isinstance(a, Measured) for a in answers), answers
+            by = Counter(a.board for a in answers)
+            assert set(by) == {b.name for b in boards} and sum(by.values()) == 60
+            assert sum(len(children(b.proc.pid)) for b in boards) == 3
+        until(lambda: not any(children(b.proc.pid) for b in boards))  # no session outlives it
+
+
+def test_loopback_boards_are_this_host_and_are_timed_in_turn(
+    target: Target, task: Task, good: Built, quick: None
+) -> None:
+    with park(2) as (tracker, _), a_farm(target, tracker) as farm:
+        board = farm.connect()
+        assert board.local and board.machine == host.host_id()
+        assert not farm.overlaps
+        assert all(isinstance(a, Measured) for a in farm.run([(task, Config(), good)] * 6))
+
+
+def test_what_is_on_loopback_and_says_nothing_is_this_host() -> None:
+    here = host.host_id()
+    assert host.machine_of("", "127.0.0.1") == host.machine_of("", "localhost") == here
+    assert host.machine_of("", "10.0.0.7") != host.machine_of("", "10.0.0.8")
+    assert host.machine_of("pi-boot", "127.0.0.1") == "pi-boot"  # the end of a tunnel
+
+
+@pytest.mark.parametrize("how", ["kill", "freeze"])
+def test_a_board_that_goes_away_in_mid_run_loses_nothing(
+    how: str, target: Target, task: Task, candidate: Callable[[str], Built], good: Built,
+    quick: None, monkeypatch: pytest.MonkeyPatch,
+) -> None:  # fmt: skip
+    far_away(monkeypatch)
+    with park(3) as (tracker, boards), a_farm(target, tracker) as farm:
+        farm.connect()
+        victim = boards[1]
+        answers: dict[int, Measured | Failed] = {}
+        running = farm.start([(task, Config(), good)] * 150)
+        for at, answer in running:
+            assert at not in answers
+            answers[at] = answer
+            if len(answers) == 20:
+                until(lambda: victim.sessions > 0)
+                victim.kill() if how == "kill" else victim.freeze()
+            if len(answers) == 100 and how == "kill":
+                victim.start()
+        assert sorted(answers) == list(range(150))
+        assert all(isinstance(a, Measured) for a in answers.values()), answers
+        assert {b.name for b in boards} == {a.board for a in answers.values()}
+
+
+def test_a_restarted_tracker_changes_nothing(
+    target: Target, task: Task, good: Built, quick: None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    far_away(monkeypatch)
+    with park(2) as (tracker, boards), a_farm(target, tracker) as farm:
+        farm.connect()
+        seen = 0
+        for _, answer in farm.start([(task, Config(), good)] * 60):
+            assert isinstance(answer, Measured), answer
+            seen += 1
+            if seen == 10:
+                tracker.close()
+            if seen == 30:
+                again = Tracker(tracker.place[1])
+                for board in boards:
+                    board.tracker = again
+                    again.add(board.place)
+        assert seen == 60
+        again.close()
+
+
+def test_a_slow_board_gets_less(
+    target: Target, task: Task, good: Built, quick: None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    far_away(monkeypatch)
+    with park(2, (0.0, 0.02)) as (tracker, boards), a_farm(target, tracker) as farm:
+        farm.connect()
+        list(farm.run([(task, Config(), good)] * 2))
+        until(lambda: boards[1].sessions > 0)
+        answers = list(farm.run([(task, Config(), good)] * 60))
+        assert all(isinstance(a, Measured) for a in answers), answers
+        by = Counter(a.board for a in answers)
+        assert 0 < by[boards[1].name] < by[boards[0].name]
+
+
+@pytest.mark.parametrize(("body", "failure"), [(HANG, "timeout"), (ABORT, "crash")])
+def test_a_candidate_that_kills_two_boards_is_quarantined(
+    body: str, failure: str, target: Target, task: Task, candidate: Callable[[str], Built],
+    good: Built, quick: None, monkeypatch: pytest.MonkeyPatch,
+) -> None:  # fmt: skip
+    far_away(monkeypatch)
+    with park(2) as (tracker, boards), a_farm(target, tracker) as farm:
+        farm.connect()
+        list(farm.run([(task, Config(), good)] * 4))
+        jobs = [(task, Config(), b) for b in (good, candidate(body), good, good, good)]
+        answers = list(farm.run(jobs))
+        bad = answers.pop(1)
+        assert isinstance(bad, Failed) and bad.failure == failure
+        assert "quarantined: sessions ended under it 2 times" in bad.detail
+        assert all(isinstance(a, Measured) for a in answers), answers
+
+
+def test_all_boards_gone(
+    target: Target, task: Task, good: Built, quick: None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(dispatch, "COMEBACK_S", 2.0)
+    with park(1) as (tracker, boards), a_farm(target, tracker, connect_timeout_s=0.5) as farm:
+        farm.connect()
+        boards[0].kill()
+        answers = list(farm.run([(task, Config(), good)] * 3))
+        failures = [a.failure for a in answers if isinstance(a, Failed)]
+        assert failures == ["link_lost", "board_lost", "board_lost"]
+
+
+def test_a_tracker_with_nothing_to_lend(target: Target) -> None:
+    with park(0) as (tracker, _), a_farm(target, tracker, connect_timeout_s=0.5) as farm:
+        with pytest.raises(BoardError, match=rf"board {KEY} .*0\.5 s"):
+            farm.connect()
+
+
+def test_what_is_no_tracker_is_told_so() -> None:
+    listener = Tracker()
+    listener.close()
+    with pytest.raises(BoardError, match="refused"):
+        wire.boards(listener.place, KEY)
+
+
+def test_boards_of_another_kind_are_left_out() -> None:
+    fast = [("A", 100e9), ("A", 96e9), ("A", 104e9)]
+    for odd in (("A", 120e9), ("A", 80e9), ("B", 100e9)):
+        group = dispatch._largest([odd, *fast])
+        assert group in fast and not dispatch._alike(odd, group)
+    assert dispatch._largest([("A", 50e9), ("A", 100e9)]) == ("A", 100e9)  # equals: the fastest
