@@ -17,6 +17,7 @@ from tvmsep.codegen import kernel
 from tvmsep.contracts import BoardError, Config, Target, Task, Workload
 from tvmsep.measure import Built, Failed, Farm, Measured, builder, dispatch, host
 from tvmsep.measure import tracker as wire
+from tvmsep.measure.slot import Slot
 from tvmsep.schedules import TEMPLATES
 from tvmsep.targets import load_target
 
@@ -247,3 +248,37 @@ def test_boards_of_another_kind_are_left_out() -> None:
         group = dispatch._largest([odd, *fast])
         assert group in fast and not dispatch._alike(odd, group)
     assert dispatch._largest([("A", 50e9), ("A", 100e9)]) == ("A", 100e9)  # equals: the fastest
+
+
+def test_an_odd_board_is_left_out_with_a_line(
+    target: Target, task: Task, good: Built, quick: None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    far_away(monkeypatch)
+    with park(3) as (tracker, boards):
+        odd = boards[2].name
+
+        def reference(library: Path, target: Target, limit_s: float, slot: Slot) -> float:
+            return 50e9 if slot.board.name == odd else 100e9
+
+        monkeypatch.setattr("tvmsep.measure.farm._reference", reference)
+        with Farm(target, builders=1, tracker=tracker.place, key=KEY) as farm:
+            assert farm.peak_flops_per_core() == 100e9
+            (note,) = farm.notes
+            assert f"{odd} is left out" in note and "50.0 GFLOP/s, the others' at 100.0" in note
+            answers = list(farm.run([(task, Config(), good)] * 40))
+            assert {a.board for a in answers} == {b.name for b in boards[:2]}
+            until(lambda: not children(boards[2].proc.pid))  # it is free for others
+
+
+def test_a_board_that_comes_late_takes_part(
+    target: Target, task: Task, good: Built, quick: None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    far_away(monkeypatch)
+    with park(1) as (tracker, boards), a_farm(target, tracker) as farm:
+        farm.connect()
+        by: Counter[str] = Counter()
+        for _, answer in farm.start([(task, Config(), good)] * 300):
+            by[answer.board] += 1
+            if len(boards) == 1:
+                boards.append(BoardServer(tracker, 1))
+        assert sum(by.values()) == 300 and set(by) == {b.name for b in boards}

@@ -15,7 +15,7 @@ import tvmsep
 from tvmsep.contracts import Config, Target, Task, Trial
 from tvmsep.contracts.trial import BLAMELESS, UNMEASURED, Phase
 from tvmsep.logs import Best, LogFile, best_trials
-from tvmsep.measure import Built, Failed, Farm, Measured
+from tvmsep.measure import Built, Failed, Measured, Measuring
 from tvmsep.schedules import TEMPLATES
 from tvmsep.tuner.model import CostModel
 from tvmsep.tuner.search import propose
@@ -56,7 +56,7 @@ class Run:
         self,
         tasks: Sequence[Task],
         target: Target,
-        farm: Farm,
+        farm: Measuring,
         log: LogFile,
         peak_flops_per_core: float,
         seed: int,

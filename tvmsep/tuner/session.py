@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING
 
 from tvmsep.contracts import Config, Target, Task, Trial
 from tvmsep.logs import LogFile
-from tvmsep.measure import Farm
+from tvmsep.measure import Measuring
 from tvmsep.tuner import finals
 from tvmsep.tuner.run import Batch, Progress, Run, Strategy
 from tvmsep.tuner.state import BATCH, HOPELESS, TaskState, TuneResult, TuneState
@@ -39,7 +39,7 @@ MAX_BATCHES = 4
 def tune_tasks(
     tasks: Sequence[Task],
     target: Target,
-    farm: Farm,
+    farm: Measuring,
     log: LogFile,
     *,
     peak_flops_per_core: float,
