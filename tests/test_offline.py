@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import math
+import subprocess
+import sys
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -173,6 +175,33 @@ def test_a_search_of_a_whole_model_writes_no_bundle(tmp_path: Path) -> None:
     assert [p.name for p in tmp_path.iterdir()] == ["n.jsonl"]
     with pytest.raises(InputError, match="knows none of"):
         api.search(MODEL, ReplayBoard([]), log=tmp_path / "m.jsonl", target=TARGET, threads=1)
+
+
+def refused(folder: Path, *words: str) -> str:
+    """The one line with which `tune` ends."""
+    done = subprocess.run(
+        [sys.executable, "-m", "tvmsep.cli", "tune", MODEL, *words],
+        cwd=folder, capture_output=True, text=True, timeout=60,
+    )  # fmt: skip
+    assert done.returncode == 2 and done.stderr.startswith("error: "), done.stderr
+    assert done.stderr.count("\n") == 1 and not list(folder.iterdir())
+    return done.stderr
+
+
+@pytest.mark.parametrize(
+    ("words", "says"),
+    [
+        (["--board", "nul"], "write replay:LOG, null, or null:5ms"),
+        (["--board", "null:-1s"], "write replay:LOG, null, or null:5ms"),
+        (["--board", "replay:none.jsonl"], "cannot read log none.jsonl"),
+        (["--board", "null", "-o", "x.tvmsep"], "measures nothing and takes no -o"),
+        (["--strategy", "luck"], "write xgboost, random or default"),
+        (["--cold", "--warm-start", "x.jsonl"], "contradict each other"),
+        (["--board", "null", "--warm-start", "x.jsonl"], "cannot read log x.jsonl"),
+    ],
+)
+def test_bad_words(tmp_path: Path, words: list[str], says: str) -> None:
+    assert says in refused(tmp_path, *words)
 
 
 # Earlier logs

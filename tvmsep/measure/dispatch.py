@@ -217,17 +217,18 @@ class Dispatch:
         assert self._place is not None
         while True:
             try:
-                count = tracker.boards(self._place, self._key, stop=lambda: self._closed)
+                there = tracker.boards(self._place, self._key, stop=lambda: self._closed)
             except BoardError:
-                count = 0  # it may come back; what is connected goes on meanwhile
+                there = []  # it may come back; what is connected goes on meanwhile
             with self._cond:
                 if self._closed:
                     return
-                out = sum(1 for found in self.flops.values() if not self._same(found))
+                out = {b for b, found in self.flops.items() if not self._same(found)}
+                wanted = max(1, sum(f"{self._key}@{at}" not in out for at in there))
                 # An ended slot stays on the list until its thread has closed it.
                 self._lanes = [x for x in self._lanes if not x.over or x.thread_lives]
                 used = [x for x in self._lanes if not x.over]
-                surplus = len(used) - max(1, count - out)
+                surplus = len(used) - wanted
                 for _ in range(-surplus):
                     self._add()
                 for lane in used:

@@ -76,16 +76,19 @@ def _ask(place: tuple[str, int], words: list[Any], limit_s: float, stop: Callabl
         raise BoardError(f"the answer of {where} makes no sense ({exc})") from exc
 
 
-def boards(place: tuple[str, int], key: str, *, stop: Callable[[], bool] = lambda: False) -> int:
-    """How many boards are registered under a key, lent ones included.
+def boards(
+    place: tuple[str, int], key: str, *, stop: Callable[[], bool] = lambda: False
+) -> list[str]:
+    """Addresses (`host:port`) of the boards registered under a key, lent ones included.
 
     Raises:
         BoardError: no sound answer within `TIMEOUT_S`.
     """
     answer = _ask(place, [_SUMMARY], TIMEOUT_S, stop)
     try:
-        return sum(info["key"] == f"server:{key}" for info in answer["server_info"])
-    except (KeyError, TypeError) as exc:
+        mine = [info for info in answer["server_info"] if info["key"] == f"server:{key}"]
+        return [f"{info['addr'][0]}:{info['addr'][1]}" for info in mine]
+    except (KeyError, TypeError, IndexError) as exc:
         raise BoardError(f"the tracker's summary makes no sense ({exc})") from exc
 
 

@@ -125,7 +125,10 @@ def _search(run: Run, deadline: float | None) -> str:
 def _choose(
     run: Run, deadline: float | None, measuring: Batch | None
 ) -> tuple[str, tuple[TaskState, list[Config]] | None]:
-    """The next batch, or why there is none; the task that is being measured comes last."""
+    """The next batch, or why there is none.
+
+    The task that is being measured comes last; of those never measured the costliest comes first.
+    """
     state = run.state
     if deadline is not None and time.monotonic() >= deadline:
         return "budget", None
@@ -135,7 +138,9 @@ def _choose(
     if left <= 0:
         return "trials", None
     busy = measuring.state if measuring else None
-    order = sorted(state.tasks, key=lambda t: (t is busy, -t.promise_s()))
+    order = sorted(
+        state.tasks, key=lambda t: (t is busy, -t.promise_s(), -t.task.count * t.floor_s)
+    )
     best = next((t for t in order if t.promise_s() > 0.0), None)
     if best is None:
         return "exhausted", None
