@@ -13,13 +13,16 @@ from pathlib import Path
 import pytest
 from farm_kit import KEY, BoardServer, Tracker, children
 
+from tvmsep import api
 from tvmsep.codegen import kernel
 from tvmsep.contracts import BoardError, Config, Target, Task, Workload
+from tvmsep.logs import read_log
 from tvmsep.measure import Built, Failed, Farm, Measured, builder, dispatch, host
 from tvmsep.measure import tracker as wire
 from tvmsep.measure.slot import Slot
 from tvmsep.schedules import TEMPLATES
 from tvmsep.targets import load_target
+from tvmsep.tuner import TuneState
 
 if sys.platform != "linux":
     pytest.skip("these tests look at processes through /proc", allow_module_level=True)
@@ -282,3 +285,31 @@ def test_a_board_that_comes_late_takes_part(
             if len(boards) == 1:
                 boards.append(BoardServer(tracker, 1))
         assert sum(by.values()) == 300 and set(by) == {b.name for b in boards}
+
+
+def test_a_model_is_tuned_on_several_boards(tmp_path: Path) -> None:
+    """All of it: loopback boards in turn, one of them killed, the network timed on one board."""
+    with park(2) as (tracker, boards):
+        killed: list[int] = []
+
+        def progress(state: TuneState) -> None:
+            if state.trials == 30 and not killed:
+                killed.append(boards[0].proc.pid)
+                boards[0].kill()
+
+        report = api.tune(
+            "mobilenet_v1:width=0.25,resolution=32", out=tmp_path / "net.tvmsep", threads=1,
+            tracker=tracker.place, key=KEY, builders=1, trials=60, progress=progress,
+        )  # fmt: skip
+        assert killed and report.result is not None and report.result.reason == "trials"
+        until(lambda: not children(boards[1].proc.pid))
+    trials = read_log(tmp_path / "net.jsonl")
+    assert {t.board for t in trials} <= {b.name for b in boards} and all(t.cpu for t in trials)
+    search = [(t.task_key, t.as_config()) for t in trials if t.phase == "search"]
+    assert len(search) == len(set(search)) == 60
+    assert not [t.failure for t in trials if t.failure]
+    assert {t.board for t in trials if t.phase == "network"} == {boards[1].name}
+    assert report.check is not None and sorted(p.name for p in tmp_path.iterdir()) == [
+        "net.jsonl",
+        "net.tvmsep",
+    ]

@@ -162,6 +162,10 @@ class Run:
             model.fit([t for t in self.log.trials if teaches(t) and t.target == self.target.name])
         return model
 
+    def taught(self, template: str) -> bool:
+        """Whether earlier logs let the model rank configs of tasks that were never measured."""
+        return self.strategy == "xgboost" and any(t.template == template for t in self.prior)
+
     def build(self, task: Task, configs: Sequence[Config]) -> list[Built | Failed]:
         """Compile what this run has not compiled yet."""
         key = task_key(task)

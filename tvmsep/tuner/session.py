@@ -30,6 +30,8 @@ if TYPE_CHECKING:
 FIRST_BATCH = 4
 """Of a task that was never measured: the default and a few more, so that every task has its turn
 before a short budget is over."""
+FIRST_BATCH_TAUGHT = 2
+"""The same where earlier logs have taught the cost model: the default and what it ranks first."""
 PLATEAU_GAIN = 0.003
 PLATEAU_TRIALS = 160
 MAX_BATCHES = 4
@@ -144,7 +146,8 @@ def _choose(
     best = next((t for t in order if t.promise_s() > 0.0), None)
     if best is None:
         return "exhausted", None
-    size = BATCH * min(run.farm.boards, MAX_BATCHES) if best.trials else FIRST_BATCH
+    first = FIRST_BATCH_TAUGHT if run.taught(best.task.template) else FIRST_BATCH
+    size = BATCH * min(run.farm.boards, MAX_BATCHES) if best.trials else first
     return "", (best, run.propose(best, int(min(size, left))))
 
 
