@@ -71,6 +71,7 @@ def register_tile(
     reduce_order: Sequence[str],
     unroll: dict[str, int],
     vector_axis: int,
+    pixels_first: bool = False,
 ) -> None:
     """Compute block `acc` at loop `at` as a register tile.
 
@@ -83,6 +84,8 @@ def register_tile(
         reduce_order: names of the reduction axes, outermost first.
         unroll: factor by which a reduction axis is unrolled; 0 means wholly; absent means not.
         vector_axis: position of the vectorised axis among the block's spatial axes.
+        pixels_first: run the tile's last axis outermost, so that a broadcast scalar is used up
+            at once; otherwise LLVM keeps one for each pixel in a register.
     """
     sch.compute_at(acc, at, preserve_unit_loops=True)
     block = sch.get(acc)
@@ -106,6 +109,8 @@ def register_tile(
             outer, inner = sch.split(loop, [None, factor])
             serial.append(outer)
             unrolled.append(inner)
+    if pixels_first:
+        spatial.reverse()
     sch.reorder(*serial, *unrolled, *spatial, vector)
     for loop in (*unrolled, *spatial):
         sch.unroll(loop)

@@ -20,6 +20,9 @@ Why it is fast
 Tried and lost
     A materialised pad in a scratch buffer: 1.5 to 2.6 times slower, the copy costs as much as
     the convolution.
+    Walking rows or channels backwards, so as to begin with what the producer wrote last and L2
+    still holds: backward rows cost 3 to 70 %, backward channels gain up to 13 % on some layers of
+    more than 1 MB and lose 9 % on others, 0.5 % of a network where each is taken at its best.
 """
 
 from __future__ import annotations

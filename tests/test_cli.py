@@ -15,6 +15,7 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 import pytest
+from boards_kit import running
 
 MODEL = "mobilenet_v1:width=0.25,resolution=32"
 TIMEOUT_S = 120.0
@@ -118,7 +119,8 @@ def test_help_is_quick_and_names_every_verb() -> None:
         done = tvmsep("--help", cwd=Path.cwd())
         times.append(time.perf_counter() - start)
         assert done.returncode == 0
-    for verb in ("tune", "build", "verify", "inspect", "targets", "run", "bench", "show", "export"):
+    verbs = "tune build verify inspect targets run bench show export tracker boards board"
+    for verb in verbs.split():
         assert f"\n  {verb}" in done.stdout
     assert min(times) < 0.6  # 0.15 s where nothing else runs
 
@@ -343,26 +345,9 @@ def test_a_tracker_without_such_a_board(tmp_path: Path, listener: socket.socket)
 
 
 def test_a_real_tracker_without_boards(tmp_path: Path) -> None:
-    for needed in ("tornado", "cloudpickle"):
-        pytest.importorskip(needed, reason=f"TVM's tracker needs {needed}")
-    command = [sys.executable, "-m", "tvm.exec.rpc_tracker", "--host", "127.0.0.1"]
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port = probe.getsockname()[1]
-    tracker = subprocess.Popen(
-        [*command, "--port", str(port), "--port-end", str(port + 1)],
-        stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL,
-    )  # fmt: skip
-    try:
-        deadline = time.monotonic() + 60
-        while True:
-            try:
-                socket.create_connection(("127.0.0.1", port), timeout=1).close()
-                break
-            except OSError:
-                assert time.monotonic() < deadline, "the tracker does not start"
-                time.sleep(0.1)
+    folder = tmp_path / "tracker"
+    folder.mkdir()
+    with running(folder, "tracker", "--port", "0") as it:
+        it.hears("tracker at")
+        port = int(it.out.read_text().rsplit(":", 1)[1])
         refused(*rpc(port), cwd=tmp_path, says=["no board pi", "no board has registered"])
-    finally:
-        tracker.terminate()
-        tracker.wait(timeout=10)

@@ -17,6 +17,7 @@ ORDER = (
     "codegen",
     "compiler",
     "measure",
+    "boards",
     "logs",
     "tuner",
     "bundle",

@@ -6,7 +6,7 @@ from typing import Annotated
 
 import typer
 
-from tvmsep.cli import bundle_cmds, model_cmds
+from tvmsep.cli import board_cmds, bundle_cmds, model_cmds, target_cmds
 
 # Without markup Typer writes plain help and doesn't import rich: 70 ms of a 300 ms budget.
 app = typer.Typer(
@@ -38,4 +38,6 @@ def tvmsep(
 
 
 model_cmds.register(app)
+target_cmds.register(app)
 bundle_cmds.register(app)
+board_cmds.register(app)

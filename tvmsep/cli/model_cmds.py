@@ -1,4 +1,4 @@
-"""Verbs that start from a model: `tune`, `build`, `verify`, `inspect`; and `targets`."""
+"""Verbs that start from a model: `tune`, `build`, `verify`, `inspect`."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ Output = Annotated[
 
 def register(app: typer.Typer) -> None:
     """Add the verbs to the command line."""
-    for verb in (tune, build, verify, inspect, targets):
+    for verb in (tune, build, verify, inspect):
         app.command()(verb)
 
 
@@ -126,7 +126,7 @@ def tune(
         )  # fmt: skip
         return
     out = _out(output, model)
-    tracker = options.tracker(rpc, key) if rpc else None
+    tracker = options.tracker(rpc, key, target, _say) if rpc else None
     with TuneProgress() as progress:
         report = api.tune(
             model,
@@ -390,29 +390,3 @@ def _show_layers(name: str, plan: Any, as_json: bool) -> None:
         ],
         title="Multiplications: N Dp^2 Dk^2 M against M Dp^2 (Dk^2 + N); ratio 1/N + 1/Dk^2",
     )  # fmt: skip
-
-
-def targets(as_json: AsJson = False) -> None:
-    """List the targets and say which fits this host."""
-    import msgspec
-
-    from tvmsep.cli.table import print_table
-    from tvmsep.contracts import TargetError
-    from tvmsep.targets import load_target, local_target, misfit, target_names
-
-    known = [load_target(n) for n in target_names()]
-    try:
-        local = local_target().name
-    except TargetError:
-        local = ""
-    if as_json:
-        print(json.dumps([{**msgspec.to_builtins(t), "local": t.name == local} for t in known]))
-        return
-    print_table(
-        ("target", "description", "this host"),
-        [
-            [t.name, t.description, "local" if t.name == local else (misfit(t) or "runs it")]
-            for t in known
-        ],
-        left=3,
-    )

@@ -2,16 +2,15 @@
 
 from __future__ import annotations
 
-import json
+import os
 import re
-import socket
-import struct
+from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from tvmsep.contracts import BoardError, InputError
+from tvmsep.contracts import InputError
 
 if TYPE_CHECKING:
     from tvmsep.contracts.preprocess import Preprocess
@@ -44,10 +43,6 @@ LabelsOption = Annotated[
     Path | None, typer.Option("--labels", metavar="FILE", help="Class names, one a line.")
 ]
 AsJson = Annotated[bool, typer.Option("--json", help="Print JSON instead of a table.")]
-
-TRACKER_TIMEOUT_S = 5.0
-_TRACKER_MAGIC = 0x2F271  # tvm.rpc.base: the handshake, and the code that asks for a summary
-_TRACKER_SUMMARY = 6
 
 _UNITS = {"": 1.0, "s": 1.0, "m": 60.0, "min": 60.0, "h": 3600.0}
 
@@ -130,70 +125,56 @@ def shapes(items: list[str] | None) -> dict[str, tuple[int, ...]] | None:
     return result or None
 
 
-def address(text: str, flag: str = "--rpc") -> tuple[str, int]:
-    """`host:port`.
+def tracker(text: str, key: str, target: str, say: Callable[[str], None]) -> tuple[str, int]:
+    """The address of a tracker that answers and lends boards under `key` that suit a target.
 
-    Raises:
-        InputError: anything else.
-    """
-    host, _, port = text.rpartition(":")
-    if not host or not port.isdigit() or not 0 < int(port) < 65536:
-        raise InputError(f"{flag} {text!r} is not an address: write host:9190")
-    return host, int(port)
-
-
-def tracker(text: str, key: str) -> tuple[str, int]:
-    """The address of a tracker that answers and lends boards under `key`.
-
-    TVM's own client waits without a limit for a server that accepts and says nothing, so this
-    asks first, with `TRACKER_TIMEOUT_S` for each step.
+    Args:
+        text: `host:port`.
+        key: the boards'.
+        target: name or file.
+        say: told when all boards are busy, for the session will have to wait.
 
     Raises:
         InputError: no address, or no key.
-        BoardError: nothing answers, it is no tracker, or it knows no such board.
+        TargetError: no such target.
+        BoardError: nothing answers, it is no tracker, it knows no such board, or one that it
+            might lend has another TVM or another instruction set.
     """
-    host, port = address(text)
+    from importlib.metadata import version
+
+    from tvmsep.boards import lookup
+    from tvmsep.boards.address import host_port
+    from tvmsep.targets import load_target
+
+    place = host_port(text, "--rpc")
     if not key:
         raise InputError("--rpc needs the boards' key: add --key NAME, as their servers have it")
+    wanted = load_target(target)
+    boards = lookup.known(lookup.summary(place), text, key)
+    lookup.suitable(boards, wanted, version("apache-tvm"))
+    if all(b.state == "busy" for b in boards):
+        say(f"every board {key} is busy: waiting for one (`tvmsep boards --rpc {text}`)")
+    return place
+
+
+def write_new(path: Path, text: str) -> None:
+    """Write a small file as a whole or not at all.
+
+    Raises:
+        InputError: it cannot be written there.
+    """
+    part = path.with_name(f".{path.name}.new")
     try:
-        with socket.create_connection((host, port), timeout=TRACKER_TIMEOUT_S) as line:
-            line.sendall(struct.pack("<i", _TRACKER_MAGIC))
-            if struct.unpack("<i", _receive(line, 4))[0] != _TRACKER_MAGIC:
-                raise BoardError(
-                    f"--rpc {text}: what listens there is not a TVM RPC tracker; "
-                    "is it the address of a board's server?"
-                )
-            request = json.dumps([_TRACKER_SUMMARY]).encode()
-            line.sendall(struct.pack("<i", len(request)) + request)
-            size = struct.unpack("<i", _receive(line, 4))[0]
-            _, summary = json.loads(_receive(line, size))
-            keys = sorted({s["key"].removeprefix("server:") for s in summary["server_info"]})
+        try:
+            with part.open("x", encoding="utf-8") as file:
+                file.write(text)
+                file.flush()
+                os.fsync(file.fileno())
+            part.replace(path)
+        finally:
+            part.unlink(missing_ok=True)
     except OSError as error:
-        why = (
-            f"no answer within {TRACKER_TIMEOUT_S:g} s"
-            if isinstance(error, TimeoutError)
-            else (error.strerror or str(error))
-        )
-        raise BoardError(
-            f"--rpc {text}: {why}; check the address and that a tracker runs there "
-            "(pip install tornado cloudpickle; python -m tvm.exec.rpc_tracker)"
-        ) from error
-    except (ValueError, KeyError, TypeError) as error:
-        raise BoardError(f"--rpc {text}: the tracker's answer makes no sense ({error})") from error
-    if key not in keys:
-        known = f"it has {', '.join(keys)}" if keys else "no board has registered there"
-        raise BoardError(f"the tracker at {text} lends no board {key}: {known}")
-    return host, port
-
-
-def _receive(line: socket.socket, size: int) -> bytes:
-    data = b""
-    while len(data) < size:
-        part = line.recv(size - len(data))
-        if not part:
-            raise ConnectionResetError(0, "the connection was closed before the answer")
-        data += part
-    return data
+        raise InputError(f"cannot write {path}: {error.strerror}; choose another place") from error
 
 
 def preprocess(path: Path | None) -> Preprocess | None:

@@ -45,6 +45,23 @@ def {SYMBOL}(
 
 def measure(remote: Any, module: Any, t: Target) -> float:
     """FLOP/s of one core, from the compiled kernel on a board."""
+    return _flop(t) / min(_time(remote, module, t, 5, _REPEATS))
+
+
+def bursts(
+    remote: Any, module: Any, t: Target, flops: float, burst_s: float, repeats: int
+) -> tuple[float, ...]:
+    """Seconds of equal pieces of work of about `burst_s` each, one after the other."""
+    number = max(1, round(burst_s * flops / _flop(t)))
+    return tuple(s * number for s in _time(remote, module, t, number, repeats))
+
+
+def _flop(t: Target) -> float:
+    return 2.0 * _accumulators(t) * t.lanes * _STEPS
+
+
+def _time(remote: Any, module: Any, t: Target, number: int, repeats: int) -> tuple[float, ...]:
+    """Seconds of one call: means of `number` calls, `repeats` times."""
     import numpy as np
     from tvm import runtime
 
@@ -54,8 +71,8 @@ def measure(remote: Any, module: Any, t: Target) -> float:
     a.copyfrom(np.ones((count, t.lanes), np.float32))
     b = runtime.empty((2, t.lanes), "float32", device)
     b.copyfrom(np.tile(np.array([[0.5], [0.5]], np.float32), (1, t.lanes)))
-    timer = module.time_evaluator(SYMBOL, device, number=5, repeat=_REPEATS)
-    return 2.0 * count * t.lanes * _STEPS / float(min(timer(a, b).results))
+    timer = module.time_evaluator(SYMBOL, device, number=number, repeat=repeats)
+    return tuple(float(s) for s in timer(a, b).results)
 
 
 def build(t: Target, outdir: Path) -> Path:

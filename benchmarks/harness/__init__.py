@@ -1,0 +1,1 @@
+"""What `x86.py` runs engines with: their environments, processes, rounds and tables."""
