@@ -164,7 +164,7 @@ def test_a_board_that_goes_away_in_mid_run_loses_nothing(
             if len(answers) == 100 and how == "kill":
                 victim.start()
         assert sorted(answers) == list(range(150))
-        assert all(isinstance(a, Measured) for a in answers.values()), answers
+        assert not [a for a in answers.values() if isinstance(a, Failed)]
         assert {b.name for b in boards} == {a.board for a in answers.values()}
 
 

@@ -186,6 +186,7 @@ class Session:
         try:
             self._remote.upload(str(built.so), name)
         except RuntimeError as exc:
+            self.hello()  # raises where the link is gone: that is no matter of the upload
             return Failed("upload_error", shorten(str(exc)))
         module = self._remote.load_module(name)
         self._remote.remove(name)
