@@ -9,6 +9,7 @@ import time
 from collections import Counter
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 from farm_kit import KEY, BoardServer, Tracker, children
@@ -17,7 +18,7 @@ from tvmsep import api
 from tvmsep.codegen import kernel
 from tvmsep.contracts import BoardError, Config, Target, Task, Workload
 from tvmsep.logs import read_log
-from tvmsep.measure import Built, Failed, Farm, Measured, builder, dispatch, host
+from tvmsep.measure import Built, Failed, Farm, Measured, builder, dispatch, host, session
 from tvmsep.measure import tracker as wire
 from tvmsep.measure.slot import Slot
 from tvmsep.schedules import TEMPLATES
@@ -218,6 +219,26 @@ def test_a_candidate_that_kills_two_boards_is_quarantined(
         assert isinstance(bad, Failed) and bad.failure == failure
         assert "quarantined: sessions ended under it 2 times" in bad.detail
         assert all(isinstance(a, Measured) for a in answers), answers
+
+
+def test_a_board_that_takes_no_uploads_leaves_the_work_to_others(
+    target: Target, task: Task, good: Built, quick: None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    far_away(monkeypatch)
+    with park(2) as (tracker, boards), a_farm(target, tracker) as farm:
+        full = boards[0].name
+        real = Slot.call
+
+        def call(slot: Slot, fn: Any, *args: Any, **how: Any) -> Any:
+            if slot.board.name == full and fn is session.measure:
+                return Failed("upload_error", "No space left on device")
+            return real(slot, fn, *args, **how)
+
+        monkeypatch.setattr(Slot, "call", call)
+        farm.connect()
+        answers = list(farm.run([(task, Config(), good)] * 40))
+        assert {a.board for a in answers if isinstance(a, Measured)} == {boards[1].name}
+        assert not [a for a in answers if isinstance(a, Failed)]
 
 
 def test_all_boards_gone(

@@ -18,6 +18,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from tvmsep.contracts import BoardError, TvmsepError
+from tvmsep.contracts.trial import BLAMELESS
 from tvmsep.measure import tracker
 from tvmsep.measure.results import Board, Failed
 from tvmsep.measure.slot import Lost, Slot
@@ -362,13 +363,13 @@ class Dispatch:
             self._finish(job, answer)
 
     def _again(self, job: Job, board: str, lost: Lost) -> None:
-        (job.losses if lost.failure == "link_lost" else job.kills).append(board)
+        (job.losses if lost.failure in BLAMELESS else job.kills).append(board)
         if len(job.kills) >= KILLS:
             names = " and ".join(dict.fromkeys(job.kills))
             words = f"{lost}; quarantined: sessions ended under it {KILLS} times, on {names}"
             self._finish(job, Failed(lost.failure, words, board))
         elif len(job.losses) >= LOSSES:
-            self._finish(job, Failed("link_lost", f"{lost}; {LOSSES} boards went away", board))
+            self._finish(job, Failed(lost.failure, f"{lost}; after {LOSSES} attempts", board))
         else:
             self._jobs.appendleft(job)
             self._cond.notify_all()

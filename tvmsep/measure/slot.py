@@ -33,7 +33,8 @@ class Lost(Exception):
     """The session ended under a candidate.
 
     Args:
-        failure: `timeout` or `crash` if it may be the candidate's doing, else `link_lost`.
+        failure: `timeout` or `crash` if it may be the candidate's doing, else `link_lost` or
+            `upload_error`.
         detail: what was seen.
     """
 
@@ -217,6 +218,10 @@ class Slot:
             words = self.own_server.last_words() if exc.failure == "crash" else ""
             return Failed(exc.failure, words or str(exc), self.board.name)
         assert isinstance(outcome, Measured | Failed)
+        if isinstance(outcome, Failed) and outcome.failure == "upload_error":
+            self.drop()
+            if self.own_server is None:
+                raise Lost("upload_error", outcome.detail)
         return replace(outcome, board=self.board.name)
 
     def _prepare(self, task: Task) -> None:
