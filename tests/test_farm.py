@@ -234,8 +234,10 @@ def test_a_board_that_takes_no_uploads_leaves_the_work_to_others(
                 return Failed("upload_error", "No space left on device")
             return real(slot, fn, *args, **how)
 
-        monkeypatch.setattr(Slot, "call", call)
         farm.connect()
+        list(farm.run([(task, Config(), good)] * 4))
+        until(lambda: farm.boards == 2)
+        monkeypatch.setattr(Slot, "call", call)
         answers = list(farm.run([(task, Config(), good)] * 40))
         assert {a.board for a in answers if isinstance(a, Measured)} == {boards[1].name}
         assert not [a for a in answers if isinstance(a, Failed)]

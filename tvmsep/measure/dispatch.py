@@ -357,6 +357,7 @@ class Dispatch:
                 lane.job = None
                 if not self._closed:
                     self._again(job, slot.board.name, exc)
+                    self._cond.wait(RETRY_S)  # others first: this board may fail at once again
             return
         with self._cond:
             lane.job, self._up_at = None, time.monotonic()
