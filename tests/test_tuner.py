@@ -71,14 +71,25 @@ class FakeFarm:
         build_fail: Callable[[Config], Failed | None] = lambda _: None,
         program: Callable[[Task, Config], str] = lambda t, c: f"{t.key} {c.key}",
         pause_s: float = 0.0,
+        overlaps: bool = False,
     ) -> None:
         self.seconds, self.fail, self.build_fail = seconds, fail, build_fail
         self.program, self.pause_s = program, pause_s
         self.ran: list[tuple[str, Config]] = []
-        self.builders = 1
+        self.builders = self.boards = 1
+        self.notes: list[str] = []
+        self.overlaps = overlaps
 
     def connect(self) -> Board:
         return Board("fake", "127.0.0.1", 1, "fake", "Fake CPU", True)
+
+    def known(self, task: Task) -> set[Config] | None:
+        return None
+
+    def start(
+        self, built: Sequence[tuple[Task, Config, Built]]
+    ) -> Iterator[tuple[int, Measured | Failed]]:
+        return enumerate(self.run(built))
 
     def build(self, jobs: Sequence[tuple[Task, Config]]) -> list[Built | Failed]:
         return [
@@ -208,11 +219,11 @@ def test_a_lost_board_ends_the_run_and_its_configs_are_tried_again(tmp_path: Pat
 
     def dies_after_20(config: Config) -> Failed | None:
         ran.append(config)
-        return Failed("board_lost", "no route") if len(ran) > 20 else None
+        return Failed("link_lost", "no route") if len(ran) > 20 else None
 
     result, trials = tune(FakeFarm(fail=dies_after_20), path, trials=500)
     assert result.reason == "board_lost"
-    lost = [(t.task_key, t.as_config()) for t in trials if t.failure == "board_lost"]
+    lost = [(t.task_key, t.as_config()) for t in trials if t.failure == "link_lost"]
     assert 0 < len(lost) <= 8 and len(result.best) == len(TASKS)
     sound = FakeFarm()
     again, both = tune(sound, path)
@@ -437,7 +448,7 @@ def test_a_network_that_cannot_be_timed_leaves_the_search_to_decide(tmp_path: Pa
     farm = NetworkFarm(upside_down, Failed("timeout", "no answer within 120 s"))
     result, trials = tune(farm, tmp_path / "log.jsonl", trials=60, plans=[a_plan()])
     assert {t.phase for t in trials} == {"search"}
-    assert "no answer within 120 s" in result.state.note
+    assert "no answer within 120 s" in result.state.notes[0]
     assert len(result.best) == len(TASKS)
 
 

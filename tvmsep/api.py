@@ -33,7 +33,8 @@ if TYPE_CHECKING:
     from tvmsep.frontends import Imported
     from tvmsep.graph import Graph, Plan
     from tvmsep.logs import Best
-    from tvmsep.tuner import TuneResult, TuneState
+    from tvmsep.measure import Measuring
+    from tvmsep.tuner import Strategy, TuneResult, TuneState
 
 _SCRATCH_BYTES = 32 << 20
 """LLVM ends the process where it cannot write an object file, so room is looked for first."""
@@ -147,6 +148,8 @@ def tune(
     trials: int | None = None,
     log: str | os.PathLike[str] | None = None,
     seed: int = 0,
+    strategy: Strategy = "xgboost",
+    warm_start: Sequence[str | os.PathLike[str]] | None = None,
     shapes: Mapping[str, Sequence[int]] | None = None,
     example_inputs: tuple[Any, ...] | None = None,
     preprocess: Preprocess | None = None,
@@ -168,6 +171,9 @@ def tune(
         trials: search trials of this run at most.
         log: tuning log to go on with and append to; beside `out` by default.
         seed: fixes every random choice.
+        strategy: how configs are chosen: by the cost model, at random, or the defaults alone.
+        warm_start: logs from which the cost model learns beforehand, of this target or related
+            ones; None for those that ship with tvmsep for it, an empty sequence for none.
         shapes: fixes dynamic input shapes.
         example_inputs: for a torch module.
         preprocess: how a picture becomes the input; known for built-ins.
@@ -198,6 +204,7 @@ def tune(
     _check_labels(labels, prepared.imported)
     if tracker is None:
         _must_fit(prepared.target)
+    prior = _prior(warm_start, prepared.target)
     with LogFile(log_path, target=prepared.target.name) as records:
         say(f"{len(prepared.tasks())} tasks for {prepared.target.name}; log {records.path}")
         with Farm(prepared.target, builders=builders, tracker=tracker, key=key, seed=seed) as farm:
@@ -205,20 +212,94 @@ def tune(
             result = tune_tasks(
                 prepared.tasks(), prepared.target, farm, records,
                 peak_flops_per_core=peak, plans=list(prepared.plans.values()),
-                budget_s=budget_s, trials=trials, seed=seed,
+                budget_s=budget_s, trials=trials, seed=seed, strategy=strategy, prior=prior,
                 progress=progress,
             )  # fmt: skip
-        if result.state.note:
-            say(result.state.note)
+        for note in result.state.notes:
+            say(note)
         if result.reason == "interrupted":
             say("interrupted: writing a bundle of the best so far; Ctrl-C again ends without one")
         elif result.reason == "board_lost":
-            say(f"board {farm.board.name} is lost: writing a bundle of the best so far")
+            say("no board is left: writing a bundle of the best so far")
         report = _write(
             prepared, path, result.best, len(records.trials), say, preprocess, labels, peak / 1e9
         )
     report.result = result
     return report
+
+
+def search(
+    model: Any,
+    board: Measuring,
+    *,
+    log: str | os.PathLike[str],
+    target: str | Target = "local",
+    threads: Sequence[int] | int | None = None,
+    budget_s: float | None = None,
+    trials: int | None = None,
+    seed: int = 0,
+    strategy: Strategy = "xgboost",
+    warm_start: Sequence[str | os.PathLike[str]] = (),
+    shapes: Mapping[str, Sequence[int]] | None = None,
+    progress: Callable[[TuneState], None] = lambda _: None,
+    say: Callable[[str], None] = lambda _: None,
+) -> TuneResult:
+    """Search as `tune` does, on a board that measures nothing: no bundle is written.
+
+    Args:
+        model: as for `tune`.
+        board: `tvmsep.measure.ReplayBoard` or `NullBoard`.
+        log: where its answers go; it holds nothing else.
+        target: as for `tune`; it need not fit this host.
+        threads: thread counts; the target's cores by default.
+        budget_s: seconds.
+        trials: at most so many.
+        seed: fixes every random choice.
+        strategy: as for `tune`.
+        warm_start: logs from which the cost model learns beforehand.
+        shapes: fixes dynamic input shapes.
+        progress: called after every trial.
+        say: told what happens.
+
+    Raises:
+        TvmsepError: a user's mistake, or the board knows none of the model's tasks.
+    """
+    from tvmsep.logs import LogFile
+    from tvmsep.measure.offline import PEAK_FLOPS
+    from tvmsep.tuner import tune_tasks
+
+    prepared = prepare(model, target=target, threads=threads, shapes=shapes)
+    prior = _prior(warm_start, prepared.target)
+    name, tasks = board.connect().name, prepared.tasks()
+    answered = [t for t in tasks if board.known(t) is None or board.known(t)]
+    if not answered:
+        raise InputError(
+            f"board {name} knows none of the {len(tasks)} tasks of this model for "
+            f"{prepared.target.name} and the thread counts asked for: give a log of this model"
+        )
+    say(f"board {name} measures nothing: times are not this machine's, no bundle is written")
+    if len(answered) < len(tasks):
+        say(f"{len(answered)} of {len(tasks)} tasks are known to board {name}")
+    with LogFile(Path(log), target=prepared.target.name, measured=False) as records:
+        return tune_tasks(
+            answered, prepared.target, board, records, peak_flops_per_core=PEAK_FLOPS,
+            budget_s=budget_s, trials=trials, seed=seed, strategy=strategy, prior=prior,
+            progress=progress,
+        )  # fmt: skip
+
+
+def _prior(warm_start: Sequence[str | os.PathLike[str]] | None, target: Target) -> list[Trial]:
+    """Measured trials of earlier logs."""
+    from tvmsep.logs import read_log, shipped_logs
+
+    sources = shipped_logs(target.name) if warm_start is None else [Path(p) for p in warm_start]
+    trials: list[Trial] = []
+    for source in sources:
+        found = [t for t in read_log(source) if t.measured]
+        if not found:
+            raise InputError(f"log {source} holds no measured trial: give another to start from")
+        trials += found
+    return trials
 
 
 def build(
@@ -272,6 +353,8 @@ def build(
                 f"log {source} is for {', '.join(sorted(wrong))}, this build is for "
                 f"{prepared.target.name}: give a log of that target"
             )
+        if not all(t.measured for t in found):
+            raise InputError(f"log {source} is of a board that measures nothing: give another")
         trials += found
     return _write(prepared, path, best_trials(trials), len(trials), say, preprocess, labels, None)
 

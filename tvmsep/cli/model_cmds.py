@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import signal
 import sys
 from pathlib import Path
@@ -24,6 +25,7 @@ from tvmsep.contracts import BoardError, InputError
 
 if TYPE_CHECKING:
     from tvmsep.api import Report
+    from tvmsep.tuner import Strategy
 
 Output = Annotated[
     Path | None,
@@ -77,6 +79,23 @@ def tune(
     builders: Annotated[
         int | None, typer.Option(min=1, help="Compiling processes; by default one a core.")
     ] = None,
+    board: Annotated[
+        str | None,
+        typer.Option(
+            metavar="replay:LOG|null[:TIME]",
+            help="Measure nothing: answer from a log, or from a formula; writes no bundle.",
+        ),
+    ] = None,
+    strategy: Annotated[
+        str, typer.Option(metavar="xgboost|random|default", help="How configs are chosen.")
+    ] = "xgboost",
+    warm_start: Annotated[
+        list[Path] | None,
+        typer.Option(
+            metavar="LOG", help="Log the cost model learns from first; by default the shipped ones."
+        ),
+    ] = None,
+    cold: Annotated[bool, typer.Option("--cold", help="Learn from no other log.")] = False,
     shape: ShapesOption = None,
     preprocess: PreprocessOption = None,
     labels: LabelsOption = None,
@@ -94,6 +113,18 @@ def tune(
     signal.signal(signal.SIGTERM, signal.default_int_handler)
     if key and rpc is None:
         raise InputError("--key names boards at a tracker: give --rpc HOST:PORT too")
+    if cold and warm_start:
+        raise InputError("--cold and --warm-start contradict each other: give one of them")
+    way = options.strategy(strategy)
+    if board is not None:
+        for flag, given in (("--rpc", rpc), ("-o", output), ("--builders", builders)):
+            if given is not None:
+                raise InputError(f"--board {board} measures nothing and takes no {flag}")
+        _search(
+            model, board, target=target, threads=threads, budget=budget, trials=trials, log=log,
+            seed=seed, strategy=way, warm_start=warm_start or [], shape=shape, as_json=as_json,
+        )  # fmt: skip
+        return
     out = _out(output, model)
     tracker = options.tracker(rpc, key, target, _say) if rpc else None
     with TuneProgress() as progress:
@@ -106,6 +137,8 @@ def tune(
             trials=trials,
             log=log,
             seed=seed,
+            strategy=way,
+            warm_start=() if cold else warm_start,
             shapes=options.shapes(shape),
             preprocess=options.preprocess(preprocess),
             labels=options.labels(labels),
@@ -126,6 +159,55 @@ def tune(
             f"board {key or 'local'} did not come back; what it measured is in the log and in the "
             "bundle: check the board, then run the same command to go on"
         )
+
+
+def _search(
+    model: str,
+    board: str,
+    *,
+    target: str,
+    threads: str | None,
+    budget: str | None,
+    trials: int | None,
+    log: Path | None,
+    seed: int,
+    strategy: Strategy,
+    warm_start: list[Path],
+    shape: list[str] | None,
+    as_json: bool,
+) -> None:
+    """`tune --board`."""
+    from tvmsep import api
+    from tvmsep.cli.progress import TuneProgress, summary
+
+    offline = options.offline_board(board)
+    name = offline.connect().name
+    with TuneProgress() as progress:
+        result = api.search(
+            model,
+            offline,
+            log=log or _out(None, model).with_suffix(f".{name}.jsonl"),
+            target=target,
+            threads=options.thread_counts(threads),
+            budget_s=options.seconds(budget),
+            trials=trials,
+            seed=seed,
+            strategy=strategy,
+            warm_start=warm_start,
+            shapes=options.shapes(shape),
+            progress=progress,
+            say=_say,
+        )
+    state = result.state
+    sums = {n: state.network_s(n) for n in state.thread_counts}
+    known = {n: s if math.isfinite(s) else None for n, s in sums.items()}
+    if as_json:
+        print(json.dumps({"measured": False, "board": name, "reason": result.reason,
+                          "trials": state.trials, "tasks_s": known}))  # fmt: skip
+    else:
+        print(f"not measured (board {name}), ended ({result.reason}): {summary(state)}")
+    if result.reason == "interrupted":
+        raise typer.Exit(130)
 
 
 def build(

@@ -14,6 +14,8 @@ from tvmsep.contracts import InputError
 
 if TYPE_CHECKING:
     from tvmsep.contracts.preprocess import Preprocess
+    from tvmsep.measure import NullBoard, ReplayBoard
+    from tvmsep.tuner import Strategy
 
 Model = Annotated[
     str,
@@ -71,6 +73,40 @@ def thread_counts(text: str | None) -> list[int] | None:
     if not all(p.isdigit() and int(p) > 0 for p in parts):
         raise InputError(f"--threads {text!r} is not a list of thread counts: write 2 or 1,2")
     return sorted({int(p) for p in parts})
+
+
+def strategy(text: str) -> Strategy:
+    """How configs are chosen.
+
+    Raises:
+        InputError: no such strategy.
+    """
+    ways: dict[str, Strategy] = {"xgboost": "xgboost", "random": "random", "default": "default"}
+    if text in ways:
+        return ways[text]
+    raise InputError(f"--strategy {text!r}: write xgboost, random or default")
+
+
+def offline_board(text: str) -> ReplayBoard | NullBoard:
+    """`replay:LOG`, `null`, or `null:5ms`.
+
+    Raises:
+        InputError: anything else.
+        LogError: the log cannot be read.
+    """
+    from tvmsep.logs import read_log
+    from tvmsep.measure import NullBoard, ReplayBoard
+
+    kind, _, rest = text.partition(":")
+    if kind == "replay" and rest:
+        return ReplayBoard(read_log(rest))
+    if kind == "null":
+        found = re.fullmatch(r"(\d+(?:\.\d+)?)(ms|s)", rest)
+        if found:
+            return NullBoard(float(found.group(1)) * (1e-3 if found.group(2) == "ms" else 1.0))
+        if not rest:
+            return NullBoard()
+    raise InputError(f"--board {text!r}: write replay:LOG, null, or null:5ms")
 
 
 def shapes(items: list[str] | None) -> dict[str, tuple[int, ...]] | None:

@@ -19,6 +19,10 @@ class LinkError(TvmsepError):
     """The linker is missing, or refuses."""
 
 
+class LinkRefused(LinkError):
+    """The linker runs, and refuses these objects: a failure of what was compiled."""
+
+
 @cache
 def _zig() -> str:
     spec = util.find_spec("ziglang")
@@ -35,7 +39,8 @@ def link_shared(objects: Sequence[Path], out: Path, t: Target) -> None:
     TVMSEP_LINKER names another command to use, e.g. `gcc -shared`.
 
     Raises:
-        LinkError: with what the linker said.
+        LinkRefused: with what the linker said, or that it took too long.
+        LinkError: there is no linker.
     """
     own = os.environ.get("TVMSEP_LINKER")
     if own:
@@ -50,6 +55,6 @@ def link_shared(objects: Sequence[Path], out: Path, t: Target) -> None:
     except FileNotFoundError as error:
         raise LinkError(f"linker {command[0]!r} not found") from error
     except subprocess.TimeoutExpired as error:
-        raise LinkError(f"linker took over {_TIMEOUT_S} s: {' '.join(command)}") from error
+        raise LinkRefused(f"linker took over {_TIMEOUT_S} s: {' '.join(command)}") from error
     if done.returncode:
-        raise LinkError(f"{' '.join(command[:3])}: {done.stderr.strip()[-2000:]}")
+        raise LinkRefused(f"{' '.join(command[:3])}: {done.stderr.strip()[-2000:]}")

@@ -15,12 +15,30 @@ SCHEMA = 1
 
 Failure = Literal[
     "compile_error",
+    "link_error",
     "build_timeout",
+    "upload_error",
     "wrong_output",
     "runtime_error",
+    "crash",
     "timeout",
+    "link_lost",
     "board_lost",
 ]
+"""What went wrong, in the order in which it can:
+
+- `compile_error`, `build_timeout`: TVM refuses the schedule, its process dies, or takes too long;
+  `link_error`: the linker refuses the object file;
+- `upload_error`: the board does not take the library (its disk is full);
+- `wrong_output`; `runtime_error`: the board reports an error and goes on;
+- `crash`, `timeout`: the candidate ended its session, or did not end in time; on boards whose
+  server is not watched from here only after this has happened twice;
+- `link_lost`: the board went away with the candidate on it; `board_lost`: there was none to run on.
+"""
+BLAMELESS: frozenset[Failure] = frozenset({"upload_error", "link_lost", "board_lost"})
+"""Failures of a board: they say nothing about the config."""
+UNMEASURED = ("replay", "null")
+"""Names of boards that measure nothing: their trials never count among measured ones."""
 Phase = Literal["search", "final", "network"]
 
 
@@ -56,6 +74,11 @@ class Trial(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
     tvmsep: str
     date: str
     seed: int
+
+    @property
+    def measured(self) -> bool:
+        """Whether a real board was timed."""
+        return self.board not in UNMEASURED
 
     @property
     def task_key(self) -> str:

@@ -22,8 +22,10 @@ class Best:
     trial: Trial
 
 
-def best_trials(trials: Iterable[Trial]) -> dict[str, Best]:
-    """The winner for each task key.
+def best_trials(trials: Iterable[Trial], *, measured: bool = True) -> dict[str, Best]:
+    """The winner for each task key, among trials that a real board measured.
+
+    With `measured` false, among those that the replay or the null board answered.
 
     Times taken inside a network outrank re-measurements of single kernels, and these outrank
     search trials, since only the former were taken in turn.
@@ -36,7 +38,7 @@ def best_trials(trials: Iterable[Trial]) -> dict[str, Best]:
 
     A config whose output was ever wrong never wins.
     """
-    trials = list(trials)
+    trials = [t for t in trials if t.measured == measured]
     wrong = {(t.task_key, t.as_config()) for t in trials if t.failure == "wrong_output"}
     search: dict[str, dict[Config, Trial]] = defaultdict(dict)
     again: dict[str, dict[Config, list[Trial]]] = defaultdict(lambda: defaultdict(list))

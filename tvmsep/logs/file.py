@@ -7,7 +7,7 @@ import fcntl
 import os
 import tempfile
 import zipfile
-from collections.abc import Iterable
+from collections.abc import Sequence
 from pathlib import Path
 from types import TracebackType
 from typing import BinaryIO
@@ -78,16 +78,20 @@ class LogFile:
     Args:
         path: the log; its folder is made when missing.
         target: the only target whose trials it may hold; None for any.
+        measured: whether its trials come from real boards; others must not be among them, nor
+            they among others.
 
     Raises:
         LogError: it cannot be read or written, another process is appending to it, or it holds
-            something that is not a log, or trials of another target.
+            something that is not a log, or trials of another target or kind.
     """
 
-    def __init__(self, path: str | Path, *, target: str | None = None) -> None:
+    def __init__(
+        self, path: str | Path, *, target: str | None = None, measured: bool = True
+    ) -> None:
         self.path = Path(path)
         self.trials: list[Trial] = []
-        self._target = target
+        self._target, self._measured = target, measured
         self._file: BinaryIO | None = None
         try:
             if self.path.exists():
@@ -120,7 +124,7 @@ class LogFile:
                     ".jsonl file with --log"
                 )
             self.trials = read_log(self.path)
-            self._check_target(self.trials)
+            self._check(self.trials)
             file.seek(0)
             content = file.read()
             if _is_torn(content[content.rfind(b"\n") + 1 :]):
@@ -130,12 +134,19 @@ class LogFile:
             raise
         self._file = file
 
-    def _check_target(self, trials: Iterable[Trial]) -> None:
+    def _check(self, trials: Sequence[Trial]) -> None:
         others = {t.target for t in trials} - {self._target}
         if self._target is not None and others:
             raise LogError(
                 f"log {self.path} is for {', '.join(sorted(others))}, this run is for "
                 f"{self._target}: give another with --log"
+            )
+        odd = sorted({t.board for t in trials if t.measured != self._measured})
+        if odd:
+            kind = "measures" if self._measured else "measures nothing"
+            raise LogError(
+                f"log {self.path} holds trials of board {', '.join(odd)}, this run {kind}: "
+                "give another with --log"
             )
 
     def append(self, trial: Trial) -> None:
@@ -144,7 +155,7 @@ class LogFile:
         Raises:
             LogError: it could not be written whole; the log ends with the line before it.
         """
-        self._check_target([trial])
+        self._check([trial])
         line = msgspec.json.encode(trial) + b"\n"
         try:
             if self._file is None:

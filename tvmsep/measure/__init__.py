@@ -6,11 +6,25 @@
 - `builder`, `harness`: from a config to a shared library that times its own kernel;
 - `server`: the RPC server that survives its candidates;
 - `session`, `network`: the board's end, run in a worker: candidates alone, and in their network;
+- `slot`: one board at work; `dispatch`: the queue for all of them, and what happens when they go;
+- `tracker`, `host`: which boards there are, and which of them share a machine;
+- `offline`: boards that measure nothing, for tests and for comparing strategies;
 - `lock`: nothing overlaps a timing on a host.
 """
 
 from tvmsep.measure.farm import Farm
 from tvmsep.measure.network import NetworkTimes
+from tvmsep.measure.offline import Measuring, NullBoard, ReplayBoard
 from tvmsep.measure.results import Board, Built, Failed, Measured
 
-__all__ = ["Board", "Built", "Failed", "Farm", "Measured", "NetworkTimes"]
+__all__ = [
+    "Board",
+    "Built",
+    "Failed",
+    "Farm",
+    "Measured",
+    "Measuring",
+    "NetworkTimes",
+    "NullBoard",
+    "ReplayBoard",
+]

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING
 
 from tvmsep.contracts import Config, Target, Task
 from tvmsep.measure import harness
-from tvmsep.measure.results import Built
+from tvmsep.measure.results import Built, Failed, shorten
 
 if TYPE_CHECKING:
     from tvm import IRModule, tirx
@@ -88,18 +88,21 @@ def link_candidate(func: tirx.PrimFunc, task: Task, target: Target, outdir: Path
     return Built(so=so, program=program)
 
 
-def build_candidate(task: Task, target: Target, config: Config, outdir: Path) -> Built:
+def build_candidate(task: Task, target: Target, config: Config, outdir: Path) -> Built | Failed:
     """Build one config of a task; runs inside a warm worker.
 
     Raises:
         KeyError: the task names a template that is not in the registry.
-        LinkError: the linker is missing or refuses. TVM's own errors pass through.
+        LinkError: there is no linker. TVM's own errors pass through.
     """
-    from tvmsep.codegen import kernel
+    from tvmsep.codegen import LinkRefused, kernel
 
     template = task.template.partition("@")[0]
     func = kernel(task.workload, target, template, config, name=harness.KERNEL)
-    return link_candidate(func, task, target, outdir)
+    try:
+        return link_candidate(func, task, target, outdir)
+    except LinkRefused as exc:
+        return Failed("link_error", shorten(str(exc)))
 
 
 def build_network(module: str, target: Target, outdir: Path) -> Path:

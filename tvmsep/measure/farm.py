@@ -1,30 +1,25 @@
-"""The farm: builders on this host and one board, behind two calls."""
+"""The farm: builders on this host and one or several boards, behind two calls."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import nullcontext
-from dataclasses import replace
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from types import TracebackType
-from typing import TYPE_CHECKING, Self
+from typing import TYPE_CHECKING, Any, Self
 
 import numpy as np
 
 from tvmsep.codegen.reference import Array
 from tvmsep.contracts import BoardError, Config, Failure, Target, Task, Workload
 from tvmsep.measure import builder, peak, session
+from tvmsep.measure.dispatch import Dispatch, Job
 from tvmsep.measure.local import LOCAL_KEY, LocalServer
 from tvmsep.measure.lock import HostLock, Scratch
 from tvmsep.measure.network import RUNS, WARM_RUNS, NetworkJob, NetworkTimes
 from tvmsep.measure.results import Board, Built, Failed, Measured
-from tvmsep.measure.worker import (
-    Pool,
-    Worker,
-    WorkerDied,
-    WorkerError,
-    WorkerTimeout,
-)
+from tvmsep.measure.slot import REMOTE_SESSION_S, Limits, Slot, Source
+from tvmsep.measure.worker import Pool, WorkerError, WorkerTimeout
 from tvmsep.targets import host_cores
 
 if TYPE_CHECKING:
@@ -32,25 +27,25 @@ if TYPE_CHECKING:
 
 NETWORK_TIMEOUT_S = 120.0
 """For compiling a whole network, and for a dozen runs of it."""
-PREPARE_TIMEOUT_S = 120.0
-"""For uploading a task's tensors and computing its reference, once a task."""
-REMOTE_SESSION_S = 300.0
-"""Asked of servers that are not ours: they would let a hung session block the board for ever."""
+SURVEY_S = 60.0
+"""For all boards together to open a session and run the reference kernel."""
 LOST_GIVE_UP = 2
 """Candidates in a row that found no board before the rest of a batch is given up."""
 
 
 class Farm:
-    """Builds candidates on this host and measures them on one board.
+    """Builds candidates on this host and measures them on boards of one kind.
 
-    Without `board` and `tracker` the board is this host: a server of our own on loopback.
+    Without `board` and `tracker` the board is this host: a server of our own on loopback. With a
+    tracker all boards that it lends under the key share the work, and may come and go; those that
+    share a machine are timed in turn.
 
     Args:
         target: what all candidates are compiled for.
         builders: worker processes that compile; None for one a core, 0 to measure only.
         board: a running RPC server, reached at its host and port under its key.
         tracker: host and port of a TVM RPC tracker that lends boards under `key`.
-        key: the tracker's key for the board.
+        key: the tracker's key for the boards.
         build_timeout_s: limit on one build.
         run_timeout_s: limit on checking and timing one candidate.
         connect_timeout_s: limit on getting a session; None for 10 s, and for boards that are not
@@ -81,33 +76,30 @@ class Farm:
         if tracker is not None and not key:
             raise BoardError("a tracker needs the board's key; its server was started with --key")
         self.target = target
-        self._build_timeout_s, self._run_timeout_s = build_timeout_s, run_timeout_s
-        self._seed = seed
+        self._build_timeout_s, self._seed = build_timeout_s, seed
         self._server: LocalServer | None = None
-        self._runner: Worker | None = None
         self._pool: Pool | None = None
-        self._connected = self._closed = False
+        self._boards: Dispatch | None = None
+        self._closed = False
         self._lock = HostLock(lock_timeout_s)
         self._scratch = Scratch("tvmsep-build-")
         try:
             # Workers import TVM while the server starts: nothing waits for them here.
             count = host_cores() if builders is None else builders
             self._pool = Pool(count, builder.warm, {"TVM_USE_RUNTIME_LIB": "0"})
-            self._runner = self._start_runner()
             if board is None and tracker is None:
                 self._server = LocalServer(max(target.cores, host_cores()))
-                self._server.start()
-                board = Board("local", "127.0.0.1", self._server.port, LOCAL_KEY, "", True)
+                board = Board("local", "127.0.0.1", 0, LOCAL_KEY, "", True)
             elif tracker is not None:
                 board = Board(key, *tracker, key, "", False)
             assert board is not None
-            self.board = board
-            ours = self._server is not None
-            session_s = 0.0 if ours else REMOTE_SESSION_S
-            self._connect_timeout_s = connect_timeout_s or (10.0 if ours else session_s + 15.0)
-            self._address = session.Address(
-                board.host, board.port, board.key, tracker is not None, session_s
-            )
+            connect_s = connect_timeout_s or (10.0 if self._server else REMOTE_SESSION_S + 15.0)
+            self._limits = Limits(run_timeout_s, connect_s, lock_timeout_s)
+            self._source = Source(board, tracker is not None, self._server)
+            slot = partial(Slot, self._source, target, self._limits, seed)
+            self._boards = Dispatch(slot, tracker, key)
+            if self._server is not None:
+                self._server.start()
         except BaseException:
             self.close()
             raise
@@ -128,8 +120,8 @@ class Farm:
         self._closed = True
         if self._pool is not None:
             self._pool.close()
-        if self._runner is not None:
-            self._runner.kill()
+        if self._boards is not None:
+            self._boards.close()
         if self._server is not None:
             self._server.stop()
         self._lock.close()
@@ -138,6 +130,12 @@ class Farm:
     def _check_open(self) -> None:
         if self._closed:
             raise RuntimeError("this farm is closed")
+
+    @property
+    def _dispatch(self) -> Dispatch:
+        self._check_open()
+        assert self._boards is not None
+        return self._boards
 
     @property
     def builders(self) -> int:
@@ -149,7 +147,8 @@ class Farm:
     def build(self, jobs: Sequence[tuple[Task, Config]]) -> list[Built | Failed]:
         """Compile candidates in parallel; answers in the order of `jobs`.
 
-        A crash or an error is a `compile_error`, a build over the limit a `build_timeout`.
+        A crash or an error is a `compile_error`, a library that does not link a `link_error`, a
+        build over the limit a `build_timeout`.
 
         Raises:
             TvmsepError: something that no candidate is to blame for: no linker, the host's
@@ -166,62 +165,99 @@ class Farm:
 
     @staticmethod
     def _built(answer: object) -> Built | Failed:
-        if isinstance(answer, Built):
+        if isinstance(answer, Built | Failed):
             return answer
         failure: Failure = "build_timeout" if isinstance(answer, WorkerTimeout) else "compile_error"
         return Failed(failure, str(answer))
 
     # Measuring
 
-    def run(
+    @property
+    def overlaps(self) -> bool:
+        """Whether candidates can be built while others are timed: some board is another machine."""
+        return not self._dispatch.alone
+
+    @property
+    def boards(self) -> int:
+        """How many measure now, at least one."""
+        return max(1, len(self._dispatch.boards()))
+
+    @property
+    def notes(self) -> list[str]:
+        """What the user should know about the boards: those that were left out, and why."""
+        return self._dispatch.notes
+
+    def known(self, task: Task) -> set[Config] | None:
+        """Configs that can be measured; None for all."""
+        return None
+
+    def start(
         self, built: Sequence[tuple[Task, Config, Built]], *, repeats: int | None = None
-    ) -> Iterator[Measured | Failed]:
-        """Check and time candidates one after the other, in the order of `built`.
+    ) -> Iterator[tuple[int, Measured | Failed]]:
+        """Check and time candidates; answers with their places in `built`, as boards are done.
+
+        Where a board is another machine, measuring begins at once and goes on while the caller
+        does something else; on this host each candidate begins when its answer is asked for, so
+        that the caller does nothing meanwhile.
 
         Args:
             built: candidates as `build` returned them.
             repeats: how often to time each; None for as many as make a trial of some 20 ms.
 
         Raises:
-            BoardError: the board cannot run as asked, or the host's lock was never free.
+            BoardError: a board cannot run as asked, or the host's lock was never free.
         """
-        lost = 0
-        for task, _, candidate in built:
-            if lost >= LOST_GIVE_UP:
-                yield Failed("board_lost", f"board {self.board.name} has not come back")
-                continue
-            if self.board.local:
-                with self._lock.hold(exclusive=True):
-                    outcome = self._run_one(task, candidate, repeats)
-            else:
-                outcome = self._run_one(task, candidate, repeats)
-            gone = isinstance(outcome, Failed) and outcome.failure == "board_lost"
-            lost = lost + 1 if gone else 0
-            yield outcome
+        self._check_open()
+        jobs = [Job(partial(_measure, t, b, repeats), index=i) for i, (t, _, b) in enumerate(built)]
+        if not self.overlaps:
+            return self._one_by_one(jobs)
+        self._dispatch.submit(jobs)
+        return self._as_done(jobs)
 
-    def _run_one(self, task: Task, candidate: Built, repeats: int | None) -> Measured | Failed:
-        why = self._connect()
-        if why:
-            return Failed("board_lost", why)
-        assert self._runner is not None
+    def _one_by_one(self, jobs: list[Job]) -> Iterator[tuple[int, Measured | Failed]]:
+        lost = 0
+        for job in jobs:
+            if lost < LOST_GIVE_UP:
+                self._dispatch.submit([job])
+                (answer,) = (a for _, a in self._as_done([job]))
+            else:
+                answer = Failed("board_lost", f"board {self.board.name} has not come back")
+            gone = isinstance(answer, Failed) and answer.failure in ("board_lost", "link_lost")
+            lost = lost + 1 if gone else 0
+            yield job.index, answer
+
+    def _as_done(self, jobs: list[Job]) -> Iterator[tuple[int, Measured | Failed]]:
+        left = list(jobs)
         try:
-            self._runner.call(session.prepare, task, self.target, limit_s=PREPARE_TIMEOUT_S)
-            outcome = self._runner.call(
-                session.measure, task, candidate, repeats, limit_s=self._run_timeout_s
-            )
-            assert isinstance(outcome, Measured | Failed)
-            return outcome
-        except WorkerTimeout as exc:
-            self._connected = False
-            return Failed("timeout", str(exc))
-        except (WorkerDied, WorkerError) as exc:
-            # The candidate or the board: only a board that answers clears itself.
-            self._connected = False
-            why = self._connect()
-            if why:
-                return Failed("board_lost", f"{why}; before that: {exc}")
-            words = self._server.last_words() if self._server is not None else ""
-            return Failed("runtime_error", words or str(exc))
+            while left:
+                job = self._dispatch.wait(left)
+                left.remove(job)
+                if isinstance(job.answer, BaseException):
+                    raise job.answer
+                yield job.index, job.answer
+        finally:
+            self._dispatch.cancel(left)
+
+    def run(
+        self, built: Sequence[tuple[Task, Config, Built]], *, repeats: int | None = None
+    ) -> Iterator[Measured | Failed]:
+        """As `start`, with the answers in the order of `built`."""
+        early: dict[int, Measured | Failed] = {}
+        answers = self.start(built, repeats=repeats)
+        for i in range(len(built)):
+            while i not in early:
+                at, answer = next(answers)
+                early[at] = answer
+            yield early.pop(i)
+
+    def _ask(self, work: Callable[[Slot], Any]) -> Any:
+        """Do something with one board; `Failed` if no board survives it."""
+        job = Job(work)
+        self._dispatch.submit([job])
+        self._dispatch.wait([job])
+        if isinstance(job.answer, BaseException):
+            raise job.answer
+        return job.answer
 
     def run_networks(
         self,
@@ -254,25 +290,12 @@ class Farm:
         count = len(choices)
         job = NetworkJob.of(plan, libraries[:count], libraries[-1] if whole else None, self._seed)
         turns: list[int | None] = [*range(count), *([None] if whole else [])]
-        found: dict[int | None, list[Array]] = {turn: [] for turn in turns}
-        with self._lock.hold(exclusive=True) if self.board.local else nullcontext():
-            why = self._connect()
-            if why:
-                return Failed("board_lost", why)
-            assert self._runner is not None
-            try:
-                self._runner.call(session.open_network, job, self.target, limit_s=PREPARE_TIMEOUT_S)
-                for turn in turns * rounds:
-                    times = self._runner.call(session.time_network, turn, limit_s=NETWORK_TIMEOUT_S)
-                    found[turn].append(times)
-            except WorkerTimeout as exc:
-                self._connected = False
-                return Failed("timeout", str(exc))
-            except (WorkerDied, WorkerError) as exc:
-                self._connected = False
-                return Failed("runtime_error", str(exc))
+        answer = self._ask(partial(_time_networks, job, self.target, turns, rounds))
+        if isinstance(answer, Failed):
+            return answer
+        board, found = answer
         whole_s = tuple(np.concatenate(found[None]).tolist()) if whole else ()
-        return NetworkTimes([_by_workload(plan, found[i]) for i in range(count)], whole_s)
+        return NetworkTimes([_by_workload(plan, found[i]) for i in range(count)], whole_s, board)
 
     def _build_networks(
         self, plan: Plan, choices: Sequence[Mapping[Workload, tuple[str, Config]]], whole: bool
@@ -296,29 +319,26 @@ class Farm:
         return answers
 
     def peak_flops_per_core(self) -> float:
-        """The board's FMA peak of one core in FLOP/s, measured in about a second.
+        """The FMA peak of one core in FLOP/s: the boards' median, measured in about a second each.
+
+        It is also the boards' reference: those that differ by more than 10 % from the most are
+        left out from here on, see `notes`.
 
         Raises:
-            BoardError: the board does not answer, or cannot run the target's code.
+            BoardError: no board answers, or it cannot run the target's code.
         """
         self.connect()
-        assert self._pool is not None and self._runner is not None
+        assert self._pool is not None
         call = (self.target, self._scratch.path)
         (library,) = self._pool.map(peak.build, [call], self._build_timeout_s)
         if not isinstance(library, Path):
             raise BoardError(f"cannot compile for target {self.target.name}: {library}")
-        with self._lock.hold(exclusive=True):
-            try:
-                flops = self._runner.call(
-                    session.peak_flops, library, self.target, limit_s=self._run_timeout_s
-                )
-            except (WorkerDied, WorkerTimeout, WorkerError) as exc:
-                self._connected = False
-                raise BoardError(
-                    f"board {self.board.name} does not run code for {self.target.name}: {exc}; "
-                    "is it the right target?"
-                ) from exc
-        return float(flops)
+        reference = partial(_reference, library, self.target, self._limits.run_s)
+        try:
+            flops = self._dispatch.survey(reference, SURVEY_S)
+        except BoardError as exc:
+            raise BoardError(f"{exc}; is it the right target?") from exc
+        return float(np.median(list(flops.values())))
 
     def connect(self) -> Board:
         """Open a session now, so that a wrong address shows before anything is built.
@@ -326,43 +346,46 @@ class Farm:
         Raises:
             BoardError: there is no session to be had.
         """
-        why = self._connect()
-        if why:
-            raise BoardError(
-                f"board {self.board.name} at {self.board.host}:{self.board.port} does not answer: "
-                f"{why}; check that its RPC server runs and the key is right"
-            )
-        return self.board
-
-    def _connect(self) -> str:
-        """See that the runner holds a fresh session; why not, or ""."""
         self._check_open()
-        try:
-            if self._runner is None or not self._runner.alive:
-                if self._runner is not None:
-                    self._runner.kill()
-                self._connected = False
-                self._runner = self._start_runner()
-            if self._connected:
-                if not self._runner.call(session.stale, limit_s=self._run_timeout_s):
-                    return ""
-                self._connected = False
-            if self._server is not None and not self._server.alive:
-                self._server.start()
-                self._address = replace(self._address, port=self._server.port)
-                self.board = replace(self.board, port=self._server.port)
-            cpu = self._runner.call(
-                session.connect, self._address, self._seed, limit_s=self._connect_timeout_s
+        answer = self._ask(lambda slot: slot.board)
+        if isinstance(answer, Failed):
+            name, (host, port) = self.board.name, (self.board.host, self.board.port)
+            raise BoardError(
+                f"board {name} at {host}:{port} does not answer: {answer.detail}; "
+                "check that its RPC server runs and the key is right"
             )
-        except (BoardError, WorkerDied, WorkerTimeout, WorkerError) as exc:
-            return str(exc)
-        self._connected = True
-        if cpu and cpu != self.board.cpu:
-            self.board = replace(self.board, cpu=cpu)
-        return ""
+        assert isinstance(answer, Board)
+        return answer
 
-    def _start_runner(self) -> Worker:
-        return Worker(session.warm, {"TVM_USE_RUNTIME_LIB": "1"})
+    @property
+    def board(self) -> Board:
+        """One of those in use, or where it should be while none is."""
+        return next(iter(self._dispatch.boards()), self._source.board)
+
+
+def _measure(task: Task, built: Built, repeats: int | None, slot: Slot) -> Measured | Failed:
+    return slot.measure(task, built, repeats)
+
+
+def _reference(library: Path, target: Target, limit_s: float, slot: Slot) -> float:
+    with slot.timing():
+        return float(slot.call(session.peak_flops, library, target, limit_s=limit_s))
+
+
+def _time_networks(
+    job: NetworkJob, target: Target, turns: list[int | None], rounds: int, slot: Slot
+) -> tuple[str, dict[int | None, list[Array]]] | Failed:
+    """Seconds of each step by variant, and on which board; all turns on the same one."""
+    found: dict[int | None, list[Array]] = {turn: [] for turn in turns}
+    try:
+        with slot.timing():
+            slot.call(session.open_network, job, target, limit_s=NETWORK_TIMEOUT_S)
+            for turn in turns * rounds:
+                times = slot.call(session.time_network, turn, limit_s=NETWORK_TIMEOUT_S)
+                found[turn].append(times)
+    except WorkerError as exc:
+        return Failed("runtime_error", str(exc), slot.board.name)
+    return slot.board.name, found
 
 
 def _by_workload(plan: Plan, rounds: list[Array]) -> dict[Workload, tuple[float, ...]]:

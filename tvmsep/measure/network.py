@@ -28,6 +28,8 @@ class NetworkTimes:
     """For each variant and workload one value a run: the mean over the places that use it."""
     whole_s: tuple[float, ...]
     """Seconds of the first variant without readings between its kernels, one value a run."""
+    board: str = ""
+    """Which one, where the farm has several."""
 
 
 @dataclass(frozen=True)

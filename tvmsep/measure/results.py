@@ -22,6 +22,9 @@ class Board:
     key: str
     cpu: str
     local: bool
+    """Whether it is this host: builds and other boards of this host wait for its timings."""
+    machine: str = ""
+    """Boards of one machine are timed in turn; see `tvmsep.measure.host`."""
 
 
 @dataclass(frozen=True)
@@ -46,6 +49,8 @@ class Measured:
 
     times_s: tuple[float, ...]
     error: float
+    board: str = ""
+    """Which one, where the farm has several."""
 
 
 @dataclass(frozen=True)
@@ -54,6 +59,7 @@ class Failed:
 
     failure: Failure
     detail: str
+    board: str = ""
 
 
 DETAIL_CHARS = 600

@@ -33,7 +33,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import NoReturn
 
-from tvmsep.measure import facts
+from tvmsep.measure import facts, host
 from tvmsep.measure.lock import Scratch
 
 MAGIC = 0xFF271
@@ -135,6 +135,7 @@ def _register(folder: Path, cpu: str, events: bool) -> None:
     register("tvm.rpc.server.download_linked_module", download, override=True)
     register("tvmsep.cpu", lambda: cpu, override=True)
     register("tvmsep.config_threads", _config_threads, override=True)
+    register(host.FUNCTION, host.host_id, override=True)
     register("tvmsep.facts", lambda: json.dumps(facts.collect()), override=True)
 
 

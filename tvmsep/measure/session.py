@@ -21,7 +21,7 @@ from tvmsep.codegen import example_inputs, reference, relative_error
 from tvmsep.codegen.reference import Array, unblock
 from tvmsep.compiler import stamps_dtype
 from tvmsep.contracts import BoardError, Target, Task
-from tvmsep.measure import harness, peak
+from tvmsep.measure import harness, host, peak
 from tvmsep.measure.network import NetworkJob, OnBoardNetwork
 from tvmsep.measure.results import Built, Failed, Measured, shorten
 
@@ -40,14 +40,22 @@ BOARD_BYTES = 256 << 20
 
 @dataclass(frozen=True)
 class Address:
-    """Where a session comes from: a server, or a tracker that lends one of its boards."""
+    """Where a session comes from."""
 
     host: str
     port: int
     key: str
-    tracker: bool
+    """The board's, or the ticket that a tracker gave for it."""
     session_timeout_s: float
     """Told to the server, which ends the session then; 0 for no limit."""
+
+
+@dataclass(frozen=True)
+class Hello:
+    """What a board says of itself, empty where its server is not ours."""
+
+    cpu: str
+    machine: str
 
 
 @dataclass
@@ -75,14 +83,9 @@ class Session:
 
         limit = address.session_timeout_s
         try:
-            if address.tracker:
-                tracker = rpc.connect_tracker(address.host, address.port)
-                self._remote = tracker.request(address.key, session_timeout=limit, max_retry=1)
-                tracker.close()
-            else:
-                self._remote = rpc.connect(
-                    address.host, address.port, address.key, session_timeout=limit
-                )
+            self._remote = rpc.connect(
+                address.host, address.port, address.key, session_timeout=limit
+            )
         except (RuntimeError, OSError) as exc:
             raise BoardError(
                 f"no session from {address.host}:{address.port} (key {address.key}): "
@@ -102,10 +105,10 @@ class Session:
         """Whether so much of the session's time is spent that a new one should be opened."""
         return time.monotonic() > self._renew_at
 
-    def cpu_model(self) -> str:
-        """The CPU's name, "" where the board's server cannot say."""
-        cpu = self._ours("tvmsep.cpu")
-        return str(cpu()) if cpu else ""
+    def hello(self) -> Hello:
+        """Ask the board what it is."""
+        cpu, machine = self._ours("tvmsep.cpu"), self._ours(host.FUNCTION)
+        return Hello(str(cpu()) if cpu else "", str(machine()) if machine else "")
 
     def _ours(self, name: str) -> Any:
         """A function that only our own server has, else None."""
@@ -180,7 +183,11 @@ class Session:
         """
         on = self._tasks[task.key]
         name = f"c{next(self._names)}.so"
-        self._remote.upload(str(built.so), name)
+        try:
+            self._remote.upload(str(built.so), name)
+        except RuntimeError as exc:
+            self.hello()  # raises where the link is gone: that is no matter of the upload
+            return Failed("upload_error", shorten(str(exc)))
         module = self._remote.load_module(name)
         self._remote.remove(name)
         module[harness.POISON](on.params[-1])
@@ -258,16 +265,29 @@ def warm() -> None:
     import tvm.rpc  # noqa: F401
 
 
-def connect(address: Address, seed: int) -> str:
-    """Open the worker's session, closing any it had; answers the board's CPU model.
+def connect(address: Address, seed: int) -> Hello:
+    """Open the worker's session, closing any it had.
 
     Raises:
-        BoardError: the board or tracker refuses or cannot be reached.
+        BoardError: the board refuses or cannot be reached.
     """
+    disconnect()
+    global _open
+    _open = Session(address, seed)
+    return _open.hello()
+
+
+def disconnect() -> None:
+    """Close the worker's session: the board is free for others."""
     global _open
     _open = None
-    _open = Session(address, seed)
-    return _open.cpu_model()
+
+
+def answers() -> bool:
+    """Whether the board still answers in the worker's session."""
+    assert _open is not None
+    _open.hello()
+    return True
 
 
 def stale() -> bool:

@@ -14,6 +14,7 @@ Workers sit in their own process group: Ctrl-C reaches the owner alone, which th
 
 from __future__ import annotations
 
+import contextlib
 import fcntl
 import os
 import select
@@ -179,6 +180,12 @@ class Worker:
         self._log.seek(0)
         return self._log.read()
 
+    def interrupt(self) -> None:
+        """Kill the process while another thread may wait for it: `result` then says it died."""
+        if self._proc.poll() is None:
+            with contextlib.suppress(ProcessLookupError):
+                os.killpg(self._proc.pid, signal.SIGKILL)
+
     def kill(self) -> None:
         """End the process group at once. Safe to call again."""
         if self._proc.poll() is None:
@@ -204,6 +211,7 @@ class Pool:
         self, count: int, warm: Callable[[], None], env: Mapping[str, str] | None = None
     ) -> None:
         self._warm, self._env = warm, env
+        self._closed = False
         self.workers = [self._start() for _ in range(count)]
 
     def _start(self) -> Worker:
@@ -257,6 +265,8 @@ class Pool:
         call = next(queue, None)
         if call is None:
             return
+        if self._closed:
+            raise RuntimeError("this pool is closed")
         if not self.workers[slot].alive:
             self.workers[slot].kill()
             self.workers[slot] = self._start()
@@ -265,7 +275,10 @@ class Pool:
         busy[slot] = call
 
     def close(self) -> None:
-        """Kill every worker."""
+        """Kill every worker, also while another thread waits for them."""
+        self._closed = True
+        for worker in self.workers:
+            worker.interrupt()
         for worker in self.workers:
             worker.kill()
 

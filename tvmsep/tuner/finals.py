@@ -19,13 +19,12 @@ from typing import TYPE_CHECKING
 
 from tvmsep.contracts import Config, Trial, Workload
 from tvmsep.contracts.trial import robust_mean
-from tvmsep.logs import best_trials
 from tvmsep.measure import Built, Failed, Measured
 from tvmsep.tuner.state import TaskState, now, task_key
 
 if TYPE_CHECKING:
     from tvmsep.graph import Plan
-    from tvmsep.tuner.session import Run
+    from tvmsep.tuner.run import Run
 
 ALONE = 3
 """Best configs that are measured again, each alone, beside the default."""
@@ -62,7 +61,9 @@ def measure_again(run: Run, plans: Sequence[Plan], deadline: float | None) -> No
         _alone(run, deadline)
     for i, plan in enumerate(plans):
         left_s = None if deadline is None else (deadline - time.monotonic()) / (len(plans) - i)
-        run.state.note = _in_network(run, plan, left_s) or run.state.note
+        why = _in_network(run, plan, left_s)
+        if why:
+            run.state.notes.append(why)
         run.progress(run.state)
 
 
@@ -103,7 +104,7 @@ def _alone(run: Run, deadline: float | None) -> None:
         rounds = ready * ALONE_ROUNDS
         for (task, config, built), answer in zip(rounds, run.farm.run(rounds), strict=True):
             run.log.append(run.trial(task, config, answer, "final", built.program))
-            if isinstance(answer, Failed) and answer.failure == "board_lost":
+            if isinstance(answer, Failed) and answer.failure in ("board_lost", "link_lost"):
                 return
         run.progress(run.state)
 
@@ -113,7 +114,7 @@ def _in_network(run: Run, plan: Plan, left_s: float | None) -> str:
 
     Where `left_s` seconds are too few for all of them the first round has fewer variants.
     """
-    by_task, winners = _successes(run), best_trials(run.mine())
+    by_task, winners = _successes(run), run.best()
     states = {t.task.workload: t for t in run.state.tasks if t.task.threads == plan.threads}
     programs: dict[tuple[Workload, Config], str] = {}
     fields: dict[Workload, list[Config]] = {}
@@ -147,7 +148,7 @@ def _in_network(run: Run, plan: Plan, left_s: float | None) -> str:
                 program = programs.get((w, config))
                 if program is None:
                     continue  # never checked
-                measured = Measured(times[w], 0.0)
+                measured = Measured(times[w], 0.0, answer.board)
                 trial = run.trial(states[w].task, config, measured, "network", program, date=date)
                 run.log.append(trial)
                 times_of[w, config].append(trial.median_s)

@@ -22,6 +22,10 @@ if TYPE_CHECKING:
 _FAILED = -3.0
 _MIN_ROWS = 12  # and a tenth more than the last time, since fitting costs as much as a trial
 _ROUNDS = 60
+PRIOR_WEIGHT = 0.5
+"""Of a trial of another log of the same target, beside one of this run."""
+RELATED_WEIGHT = 0.1
+"""Of a trial of another target."""
 
 
 def _log2(x: float) -> float:
@@ -41,12 +45,23 @@ def features(w: Workload, threads: int, c: Config) -> list[float]:
 
 
 class CostModel:
-    """Ranks configs of tasks of one template; knows nothing until it has seen a few trials."""
+    """Ranks configs of tasks of one template; knows nothing until it has seen a few trials.
 
-    def __init__(self, seed: int) -> None:
+    Args:
+        seed: of the trees.
+        target: whose trials it ranks.
+        prior: trials of earlier logs of the template. What is known of a related target is a
+            weak hint: its configs rank alike more often than not.
+    """
+
+    def __init__(self, seed: int, target: str = "", prior: Sequence[Trial] = ()) -> None:
         self._seed = seed
         self._booster: xgboost.Booster | None = None
-        self._rows = 0
+        self._rows = -1
+        self._prior = _rows(prior)
+        self._prior_weights = [
+            PRIOR_WEIGHT if t.target == target else RELATED_WEIGHT for t in _grouped(prior)
+        ]
 
     @property
     def trained(self) -> bool:
@@ -55,28 +70,23 @@ class CostModel:
 
     def fit(self, trials: Iterable[Trial]) -> None:
         """Learn from all trials of the template, failures included."""
-        by_task: dict[str, list[Trial]] = defaultdict(list)
-        for trial in trials:
-            by_task[trial.task_key].append(trial)
-        rows: list[list[float]] = []
-        target: list[float] = []
-        for group in by_task.values():
-            best = min(t.median_s for t in group)
-            for t in group:
-                failed = t.failure is not None or not math.isfinite(best)
-                rows.append(features(t.workload, t.threads, t.as_config()))
-                target.append(_FAILED if failed else math.log(best / t.median_s))
-        if len(rows) < max(_MIN_ROWS, 1.1 * self._rows):
+        rows, target = _rows(trials)
+        many = len(rows) + len(self._prior[0]) >= _MIN_ROWS
+        if not many or len(rows) < max(1.1 * self._rows, self._rows + 1):
             return
+        self._rows = len(rows)
         import xgboost
 
         params: dict[str, Any] = {
             "max_depth": 6, "eta": 0.2, "min_child_weight": 1, "subsample": 0.9,
             "objective": "reg:squarederror", "nthread": 1, "seed": self._seed, "verbosity": 0,
         }  # fmt: skip
-        data = xgboost.DMatrix(np.asarray(rows, np.float32), np.asarray(target, np.float32))
+        data = xgboost.DMatrix(
+            np.asarray([*rows, *self._prior[0]], np.float32),
+            np.asarray([*target, *self._prior[1]], np.float32),
+            weight=np.asarray([1.0] * len(rows) + self._prior_weights, np.float32),
+        )
         self._booster = xgboost.train(params, data, num_boost_round=_ROUNDS)
-        self._rows = len(rows)
 
     def predict(self, task: Task, configs: Sequence[Config]) -> np.ndarray[Any, Any]:
         """Predicted `log(best / time)` of each config: larger is better."""
@@ -89,3 +99,27 @@ class CostModel:
             xgboost.DMatrix(np.asarray(rows, np.float32))
         )
         return scores
+
+
+def _grouped(trials: Iterable[Trial]) -> list[Trial]:
+    """Trials of one task on one CPU beside each other: only their times compare."""
+    groups: dict[tuple[str, str], list[Trial]] = defaultdict(list)
+    for trial in trials:
+        groups[trial.task_key, trial.cpu].append(trial)
+    return [t for group in groups.values() for t in group]
+
+
+def _rows(trials: Iterable[Trial]) -> tuple[list[list[float]], list[float]]:
+    """Features and `log(best / time)` of each trial, in the order of `_grouped`."""
+    trials = _grouped(trials)
+    best: dict[tuple[str, str], float] = {}
+    for t in trials:
+        at = t.task_key, t.cpu
+        best[at] = min(best.get(at, math.inf), t.median_s)
+    rows, target = [], []
+    for t in trials:
+        fastest = best[t.task_key, t.cpu]
+        failed = t.failure is not None or not math.isfinite(fastest)
+        rows.append(features(t.workload, t.threads, t.as_config()))
+        target.append(_FAILED if failed else math.log(fastest / t.median_s))
+    return rows, target

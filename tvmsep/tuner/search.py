@@ -32,7 +32,7 @@ def propose(
     if not fresh:
         return []
     picked: list[Config] = []
-    if default not in tried:
+    if default in fresh:
         picked.append(default)
         fresh = [c for c in fresh if c != default]
     shuffled = [fresh[i] for i in rng.permutation(len(fresh))]

@@ -9,6 +9,7 @@ from dataclasses import dataclass, field
 from typing import Literal
 
 from tvmsep.contracts import Config, Task, Trial
+from tvmsep.contracts.trial import BLAMELESS
 from tvmsep.logs import Best
 from tvmsep.schedules import TEMPLATES
 
@@ -36,15 +37,18 @@ class TaskState:
     best: Config | None = None
     trials: int = 0
     failures: int = 0
+    pending: set[Config] = field(default_factory=set)
+    """Configs that are being built or measured."""
     lost: set[Config] = field(default_factory=set)
-    """Configs that were on the board when it went away: they get one more chance."""
+    """Configs whose board went away under them: they get one more chance in a later batch or
+    run. The second time they count as tried, so that nothing proposes them again."""
     gain: float = 1.0
     """Relative gain of the last batches, decaying."""
 
     @property
     def exhausted(self) -> bool:
-        """Whether every config has been tried."""
-        return len(self.tried) >= len(self.space)
+        """Whether every config has been tried, or is about to be."""
+        return len(self.tried | self.pending) >= len(self.space)
 
     def promise_s(self) -> float:
         """Seconds of the network that another batch may save, an estimate."""
@@ -60,7 +64,9 @@ class TaskState:
     def record(self, trial: Trial) -> None:
         """Take a search trial into account."""
         config = trial.as_config()
-        if trial.failure == "board_lost" and config not in self.lost:
+        if trial.failure == "board_lost":
+            return  # it never ran
+        if trial.failure in BLAMELESS and config not in self.lost:
             self.lost.add(config)
             return
         self.tried.add(config)
@@ -92,8 +98,8 @@ class TuneState:
     ended: float | None = None
     whole_s: dict[int, float] = field(default_factory=dict)
     """The whole network with the winners, by thread count, where it could be timed."""
-    note: str = ""
-    """What the user should know beside the times."""
+    notes: list[str] = field(default_factory=list)
+    """What the user should know beside the times: boards left out, networks not timed."""
 
     @property
     def trials_per_s(self) -> float:

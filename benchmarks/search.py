@@ -1,0 +1,150 @@
+"""Search strategies against each other, on a log: how good after how many trials.
+
+    python benchmarks/search.py --out docs/search.svg
+
+Nothing is measured: the replay board answers from a log, and only what that log holds is proposed.
+The figure is the network's time (the sum over its tasks of the best found so far, the default's
+where nothing was tried yet) over the best that the log knows, as a median over seeds with its
+quartiles. `xgboost` learns from nothing before the first trial, `warm` from the log of another
+network on the same target.
+"""
+
+from __future__ import annotations
+
+import argparse
+import math
+import tempfile
+from pathlib import Path
+
+import numpy as np
+
+from tvmsep.api import prepare
+from tvmsep.contracts import Target, Task, Trial
+from tvmsep.logs import LogFile, read_log
+from tvmsep.measure import ReplayBoard
+from tvmsep.measure.offline import PEAK_FLOPS
+from tvmsep.tuner import Strategy, session, tune_tasks
+from tvmsep.tuner.state import task_key
+
+ROOT = Path(__file__).parents[1]
+NEAR = 1.05
+"""A network's time within 5 % of the best counts as found."""
+
+
+def ideal(tasks: list[Task], target: Target, trials: list[Trial]) -> tuple[dict[str, float], ...]:
+    """By task: the time of the default, and the best that the log knows."""
+    from tvmsep.schedules import TEMPLATES
+
+    start, best = {}, {}
+    for task in tasks:
+        key = task_key(task)
+        mine = [t for t in trials if t.task_key == key and t.phase == "search" and t.times_s]
+        default = TEMPLATES[task.template].default(task.workload, target, task.threads)
+        first = [t.median_s for t in mine if t.as_config() == default]
+        if mine:
+            best[key] = min(t.median_s for t in mine)
+            start[key] = first[0] if first else max(t.median_s for t in mine)
+    return start, best
+
+
+def curve(
+    tasks: list[Task], target: Target, log: list[Trial], strategy: Strategy,
+    prior: list[Trial], seed: int, trials: int,
+) -> list[float]:  # fmt: skip
+    """Time over the best after each trial."""
+    start, best = ideal(tasks, target, log)
+    count = {task_key(t): t.count for t in tasks}
+    known = [t for t in tasks if task_key(t) in best]
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder) / "log.jsonl"
+        with LogFile(path, target=target.name, measured=False) as records:
+            tune_tasks(
+                known, target, ReplayBoard(log), records, peak_flops_per_core=PEAK_FLOPS,
+                trials=trials, seed=seed, strategy=strategy, prior=prior,
+            )  # fmt: skip
+            found = [t for t in records.trials if t.phase == "search"]
+    limit = sum(count[k] * s for k, s in best.items())
+    now, ratios = dict(start), []
+    for t in found[:trials]:
+        now[t.task_key] = min(now[t.task_key], t.median_s)
+        ratios.append(sum(count[k] * s for k, s in now.items()) / limit)
+    return ratios + [ratios[-1]] * (trials - len(ratios))
+
+
+def reached(ratios: list[float]) -> float:
+    """Trials until the time is near the best; infinite if never."""
+    return next((i + 1 for i, r in enumerate(ratios) if r <= NEAR), math.inf)
+
+
+def main() -> None:
+    """Print trials until near the best, and draw the curves."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--model", default="mobilenet_v2")
+    parser.add_argument("--log", type=Path, default=ROOT / "logs/x86-zen4/mobilenet_v2.jsonl")
+    parser.add_argument("--warm", type=Path, default=ROOT / "logs/x86-zen4/mobilenet_v1.jsonl")
+    parser.add_argument("--target", default="x86-zen4")
+    parser.add_argument("--threads", type=int, default=1)
+    parser.add_argument("--seeds", type=int, default=10)
+    parser.add_argument("--trials", type=int, default=600)
+    parser.add_argument("--out", type=Path, help="an .svg, .png or .pdf to draw")
+    args = parser.parse_args()
+
+    session.PLATEAU_TRIALS = args.trials  # every curve has its full length
+    prepared = prepare(args.model, target=args.target, threads=args.threads)
+    tasks, target = prepared.tasks(), prepared.target
+    log, warm = read_log(args.log), read_log(args.warm)
+    ways: dict[str, tuple[Strategy, list[Trial]]] = {
+        "random": ("random", []),
+        "xgboost": ("xgboost", []),
+        f"xgboost, warm ({args.warm.stem})": ("xgboost", warm),
+    }
+    start, best = ideal(tasks, target, log)
+    counts = {task_key(t): t.count for t in tasks}
+    sums = [sum(counts[k] * s for k, s in d.items()) * 1e3 for d in (start, best)]
+    print(f"{args.model}, {len(best)} of {len(tasks)} tasks in {args.log.name}, threads "
+          f"{args.threads}: defaults {sums[0]:.2f} ms, best {sums[1]:.2f} ms "
+          f"({sums[0] / sums[1]:.3f}); {args.seeds} seeds")  # fmt: skip
+    curves: dict[str, np.ndarray] = {}
+    for name, (strategy, prior) in ways.items():
+        runs = [curve(tasks, target, log, strategy, prior, s, args.trials)
+                for s in range(args.seeds)]  # fmt: skip
+        curves[name] = np.array(runs)
+        until = sorted(reached(r) for r in runs)
+        middle = until[len(until) // 2]
+        ends = ", ".join(f"{np.median(curves[name][:, n - 1]):.3f} at {n}"
+                         for n in (50, 100, 200, 400, args.trials) if n <= args.trials)  # fmt: skip
+        print(f"{name}: within {NEAR - 1:.0%} of the best after {middle:g} trials "
+              f"(seeds: {until[0]:g} to {until[-1]:g}); median {ends}", flush=True)  # fmt: skip
+    if args.out:
+        draw(curves, args)
+
+
+def draw(curves: dict[str, np.ndarray], args: argparse.Namespace) -> None:
+    """Medians as lines, quartiles as bands."""
+    import matplotlib
+
+    matplotlib.use("svg")
+    from matplotlib import pyplot
+
+    matplotlib.rcParams.update({"svg.fonttype": "none", "svg.hashsalt": "search"})
+    figure, axes = pyplot.subplots(figsize=(7, 4))
+    for name, runs in curves.items():
+        x = np.arange(1, runs.shape[1] + 1)
+        (line,) = axes.plot(x, np.median(runs, axis=0), label=name)
+        low, high = np.quantile(runs, [0.25, 0.75], axis=0)
+        axes.fill_between(x, low, high, alpha=0.2, color=line.get_color())
+    axes.axhline(NEAR, color="grey", linewidth=0.8, linestyle=":")
+    axes.set(
+        xlabel="trials",
+        ylabel="network's time / best in the log",
+        title=f"{args.model}, {args.threads} thread(s), replayed from {args.target}, "
+        f"{args.seeds} seeds",
+    )
+    axes.legend()
+    figure.tight_layout()
+    figure.savefig(args.out, metadata={"Date": None})
+    print(f"wrote {args.out}")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,238 @@
+"""One tuning run: its tasks, the farm and the log, and what to do with them."""
+
+from __future__ import annotations
+
+import math
+from collections import defaultdict
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from importlib import metadata
+from typing import Literal
+
+import numpy as np
+
+import tvmsep
+from tvmsep.contracts import Config, Target, Task, Trial
+from tvmsep.contracts.trial import BLAMELESS, UNMEASURED, Phase
+from tvmsep.logs import Best, LogFile, best_trials
+from tvmsep.measure import Built, Failed, Measured, Measuring
+from tvmsep.schedules import TEMPLATES
+from tvmsep.tuner.model import CostModel
+from tvmsep.tuner.search import propose
+from tvmsep.tuner.state import TaskState, TuneState, now, task_key
+
+Progress = Callable[[TuneState], None]
+Strategy = Literal["xgboost", "random", "default"]
+
+
+@dataclass
+class Batch:
+    """Configs of one task that are being measured."""
+
+    state: TaskState
+    todo: list[tuple[Task, Config, Built]]
+    waiting: dict[str, list[Config]]
+    """By program: configs whose program another one already is."""
+    answers: Iterator[tuple[int, Measured | Failed]]
+
+
+class Run:
+    """See the module.
+
+    Args:
+        tasks: what to tune.
+        target: their target.
+        farm: builders and boards.
+        log: where every trial goes at once.
+        peak_flops_per_core: measured FMA peak.
+        seed: fixes every random choice.
+        strategy: how configs are chosen: by the cost model, at random, or the defaults alone.
+        prior: trials of other logs, for the cost model.
+        state: what progress displays see.
+        progress: called after each trial.
+    """
+
+    def __init__(
+        self,
+        tasks: Sequence[Task],
+        target: Target,
+        farm: Measuring,
+        log: LogFile,
+        peak_flops_per_core: float,
+        seed: int,
+        strategy: Strategy,
+        prior: Sequence[Trial],
+        state: TuneState,
+        progress: Progress,
+    ) -> None:
+        self.target, self.farm, self.log, self.seed = target, farm, log, seed
+        self.state, self.progress, self.strategy = state, progress, strategy
+        self.rng = np.random.default_rng(seed)
+        self.models: dict[str, CostModel] = {}
+        self.prior = prior
+        self.built: dict[tuple[str, Config], Built | Failed] = {}
+        self._notes = 0
+        board = farm.connect()
+        self.board, self.cpu = board.name, board.cpu
+        self.tvm = metadata.version("apache-tvm")
+        for task in tasks:
+            template = TEMPLATES[task.template]
+            w = task.workload
+            default = template.default(w, target, task.threads)
+            space = template.space(w, target, task.threads).configs()
+            if strategy == "default":
+                space = [default]
+            known = farm.known(task)
+            if known is not None:
+                space = [c for c in space if c in known]
+            floor_s = w.flops / (peak_flops_per_core * task.threads)
+            self.state.tasks.append(TaskState(task, space, default, floor_s))
+        self._resume()
+        self.tell()
+
+    def _resume(self) -> None:
+        """Take over what the log already holds for these tasks."""
+        by_key = {task_key(t.task): (t, set(t.space)) for t in self.state.tasks}
+        for trial in self.mine():
+            state, space = by_key.get(trial.task_key, (None, set()))
+            if state is not None and trial.phase == "search" and trial.as_config() in space:
+                state.record(trial)
+
+    def tell(self) -> None:
+        """Take over what the farm has to say since the last time."""
+        self.state.notes += self.farm.notes[self._notes :]
+        self._notes = len(self.farm.notes)
+
+    def mine(self) -> list[Trial]:
+        """The log's trials of this CPU and TVM: a target spans several, and times do not carry."""
+        return [t for t in self.log.trials if (t.cpu, t.tvm) == (self.cpu, self.tvm)]
+
+    def best(self) -> dict[str, Best]:
+        """The winners so far."""
+        return best_trials(self.mine(), measured=self.board not in UNMEASURED)
+
+    def trial(
+        self,
+        task: Task,
+        config: Config,
+        answer: Measured | Failed,
+        phase: Phase,
+        program: str,
+        detail: str = "",
+        date: str = "",
+    ) -> Trial:
+        """A log line, of now unless `date` says when."""
+        return Trial(
+            workload=task.workload,
+            template=task.template,
+            template_version=TEMPLATES[task.template].version,
+            config=dict(config),
+            times_s=() if isinstance(answer, Failed) else tuple(answer.times_s),
+            failure=answer.failure if isinstance(answer, Failed) else None,
+            detail=answer.detail if isinstance(answer, Failed) else detail,
+            program=program,
+            phase=phase,
+            target=self.target.name,
+            threads=task.threads,
+            board=answer.board or self.board,
+            cpu=self.cpu,
+            tvm=self.tvm,
+            tvmsep=tvmsep.__version__,
+            date=date or now(),
+            seed=self.seed,
+        )
+
+    def model(self, template: str) -> CostModel:
+        """The template's model, fitted to everything in the log and to earlier logs."""
+        version = TEMPLATES[template].version
+
+        def teaches(t: Trial) -> bool:
+            return (
+                t.template == template
+                and t.template_version == version
+                and t.phase == "search"
+                and t.failure not in BLAMELESS
+            )
+
+        if template not in self.models:
+            prior = [t for t in self.prior if teaches(t)]
+            self.models[template] = CostModel(self.seed, self.target.name, prior)
+        model = self.models[template]
+        if self.strategy == "xgboost":
+            model.fit([t for t in self.log.trials if teaches(t) and t.target == self.target.name])
+        return model
+
+    def taught(self, template: str) -> bool:
+        """Whether earlier logs let the model rank configs of tasks that were never measured."""
+        return self.strategy == "xgboost" and any(t.template == template for t in self.prior)
+
+    def build(self, task: Task, configs: Sequence[Config]) -> list[Built | Failed]:
+        """Compile what this run has not compiled yet."""
+        key = task_key(task)
+        new = [c for c in configs if (key, c) not in self.built]
+        builds = self.farm.build([(task, c) for c in new]) if new else []
+        self.built.update(((key, c), b) for c, b in zip(new, builds, strict=True))
+        return [self.built[key, c] for c in configs]
+
+    def propose(self, state: TaskState, count: int) -> list[Config]:
+        """The next `count` configs of a task."""
+        model = self.model(state.task.template)
+        taken = state.tried | state.pending
+        configs = propose(
+            state.task, state.space, taken, state.default, model, count, self.rng
+        )  # fmt: skip
+        state.pending.update(configs)
+        return configs
+
+    def begin(
+        self, state: TaskState, configs: Sequence[Config], builds: Sequence[Built | Failed]
+    ) -> Batch:
+        """Begin to measure what was built; what was not is logged now."""
+        todo: list[tuple[Task, Config, Built]] = []
+        waiting: dict[str, list[Config]] = defaultdict(list)
+        for config, built in zip(configs, builds, strict=True):
+            if isinstance(built, Failed):
+                self._log(state, self.trial(state.task, config, built, "search", ""))
+            elif built.program in state.programs or built.program in waiting:
+                waiting[built.program].append(config)
+            else:
+                waiting[built.program] = []
+                todo.append((state.task, config, built))
+        return Batch(state, todo, waiting, self.farm.start(todo))
+
+    def finish(self, batch: Batch) -> bool:
+        """Log a batch as its boards answer; False if no board was left at the end."""
+        state, task, before = batch.state, batch.state.task, batch.state.best_s
+        gone = False
+        lost: set[str] = set()
+        for at, answer in batch.answers:
+            _, config, built = batch.todo[at]
+            self._log(state, self.trial(task, config, answer, "search", built.program))
+            gone = isinstance(answer, Failed) and answer.failure in ("board_lost", "link_lost")
+            if isinstance(answer, Failed) and answer.failure in BLAMELESS:
+                lost.add(built.program)
+        for program, twins in batch.waiting.items():
+            known = state.programs.get(program)
+            if program in lost or known is None:
+                state.pending.difference_update(twins)  # nothing is known of them
+                continue
+            for config in twins:
+                answer = (
+                    Failed(known.failure, f"equal program: {known.detail}", known.board)
+                    if known.failure is not None
+                    else Measured(known.times_s, 0.0, known.board)
+                )
+                trial = self.trial(task, config, answer, "search", program, "equal program")
+                self._log(state, trial)
+        after = state.best_s
+        gained = 1.0 - after / before if math.isfinite(before) and before > 0 else 0.3
+        state.gain = 0.5 * state.gain + 0.5 * gained
+        self.tell()
+        return not gone
+
+    def _log(self, state: TaskState, trial: Trial) -> None:
+        self.log.append(trial)
+        state.pending.discard(trial.as_config())
+        state.record(trial)
+        self.state.trials += 1
+        self.progress(self.state)
