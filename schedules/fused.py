@@ -42,7 +42,7 @@ from tvmsep.schedules.epilogue import finish
 if TYPE_CHECKING:
     from tvm import s_tir, tirx
 
-_SLACK = 1.3
+_SLACK = 1.1
 """Register tiles that are predicted to be slower than the best by more are left out."""
 
 
@@ -124,7 +124,7 @@ class Fused:
         """Tiles of rows that leave half of L2 free, and the register tiles that promise most."""
         rows = _row_tiles(w, t)
         good = _register_tiles(w, t)
-        strips = sorted(divisors(w.ow, 16), key=lambda d: abs(d - 7))[:4]
+        strips = sorted(divisors(w.ow, 16), key=lambda d: abs(d - 7))[:3]
 
         def valid(c: Mapping[str, Any]) -> bool:
             if (c["tile_h"], c["tile_w"], c["tile_oc"]) not in good or c["rows"] % c["tile_h"]:
@@ -205,7 +205,7 @@ def _row_tiles(w: Workload, t: Target) -> tuple[int, ...]:
 def _chunks(w: Workload, rows: int, threads: int) -> tuple[int, ...]:
     """Into how many shares the tiles of `rows` rows may go: even ones, or one each."""
     tiles = w.oh // rows
-    some = {1} if threads == 1 else {threads, 2 * threads, 4 * threads, tiles}
+    some = {1} if threads == 1 else {threads, 2 * threads, tiles}
     return tuple(d for d in divisors(tiles) if d in some)
 
 

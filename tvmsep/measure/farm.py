@@ -225,7 +225,7 @@ class Farm:
 
     def run_networks(
         self,
-        plan: Plan,
+        plans: Sequence[Plan],
         choices: Sequence[Mapping[Workload, tuple[str, Config]]],
         *,
         rounds: int,
@@ -236,7 +236,7 @@ class Farm:
         The variants take turns, so that a slow spell of the board meets all of them.
 
         Args:
-            plan: the network.
+            plans: the network as each variant runs it: its inputs and parameters are the same.
             choices: template and config of each workload, once for each variant.
             rounds: how often each variant has its turn.
             whole: also time the first variant as it will ship, without clock readings inside.
@@ -248,11 +248,11 @@ class Farm:
             TvmsepError: as `build` and `run` do.
         """
         self._check_open()
-        libraries = self._build_networks(plan, choices, whole)
+        libraries = self._build_networks(plans, choices, whole)
         if isinstance(libraries, Failed):
             return libraries
         count = len(choices)
-        job = NetworkJob.of(plan, libraries[:count], libraries[-1] if whole else None, self._seed)
+        job = NetworkJob.of(plans, libraries[:count], libraries[-1] if whole else None, self._seed)
         turns: list[int | None] = [*range(count), *([None] if whole else [])]
         found: dict[int | None, list[Array]] = {turn: [] for turn in turns}
         with self._lock.hold(exclusive=True) if self.board.local else nullcontext():
@@ -272,10 +272,13 @@ class Farm:
                 self._connected = False
                 return Failed("runtime_error", str(exc))
         whole_s = tuple(np.concatenate(found[None]).tolist()) if whole else ()
-        return NetworkTimes([_by_workload(plan, found[i]) for i in range(count)], whole_s)
+        return NetworkTimes([_by_workload(p, found[i]) for i, p in enumerate(plans)], whole_s)
 
     def _build_networks(
-        self, plan: Plan, choices: Sequence[Mapping[Workload, tuple[str, Config]]], whole: bool
+        self,
+        plans: Sequence[Plan],
+        choices: Sequence[Mapping[Workload, tuple[str, Config]]],
+        whole: bool,
     ) -> list[Path] | Failed:
         """The libraries of all variants, then the first one's without readings if asked for."""
         import tvm
@@ -284,9 +287,12 @@ class Farm:
 
         assert self._pool is not None
         runs = WARM_RUNS + RUNS
-        modules = [emit(plan, self.target, c, stamped_runs=runs) for c in choices]
+        modules = [
+            emit(plan, self.target, c, stamped_runs=runs)
+            for plan, c in zip(plans, choices, strict=True)
+        ]
         if whole:
-            modules.append(emit(plan, self.target, choices[0]))
+            modules.append(emit(plans[0], self.target, choices[0]))
         calls = [(tvm.ir.save_json(m), self.target, self._scratch.path) for m in modules]
         with self._lock.hold(exclusive=False):
             answers = self._pool.map(builder.build_network, calls, NETWORK_TIMEOUT_S)

@@ -5,7 +5,9 @@ the best configs of all tasks, another for the second best, and so on, and their
 between clock readings while the variants take turns. A config is thus ranked by what it takes next
 to its real neighbours, and the times of all tasks add up to the network's. The two best of each
 task then meet once more, each among other winners. At last the winners take turns with the same
-network without clock readings, which shows whether the sum can be trusted. Without a network
+network without clock readings, which shows whether the sum can be trusted. Where kernels could be
+fused, variants with fused and with separate ones take turns alike, so that their times compare, and
+what `choose_plan` makes of these is the network that is timed last. Without a network
 (single layers compared) each task's best few are measured alone, in turn.
 """
 
@@ -14,13 +16,14 @@ from __future__ import annotations
 import math
 import time
 from collections import defaultdict
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING
 
 from tvmsep.contracts import Config, Trial, Workload
 from tvmsep.contracts.trial import robust_mean
 from tvmsep.logs import best_trials
 from tvmsep.measure import Built, Failed, Measured
+from tvmsep.tuner.fusion import choose_plan
 from tvmsep.tuner.state import TaskState, now, task_key
 
 if TYPE_CHECKING:
@@ -50,6 +53,8 @@ def expected_s(tasks: Sequence[TaskState], plans: Sequence[Plan], builders: int)
         return tunable * ALONE * ALONE_ROUNDS * _TRIAL_S
     variants = IN_NETWORK + 1 + 2 * LAST
     turns = (IN_NETWORK + 1) * FIRST_ROUNDS + 2 * (LAST_ROUNDS + CHECK_ROUNDS)
+    counts = {p.threads for p in plans}
+    variants += len(plans) - len(counts)
     compiling = tunable * variants * _COMPILE_S / max(1, builders)
     return compiling + len(plans) * turns * _TRIAL_S
 
@@ -60,9 +65,12 @@ def measure_again(run: Run, plans: Sequence[Plan], deadline: float | None) -> No
     run.progress(run.state)
     if not plans:
         _alone(run, deadline)
-    for i, plan in enumerate(plans):
-        left_s = None if deadline is None else (deadline - time.monotonic()) / (len(plans) - i)
-        run.state.note = _in_network(run, plan, left_s) or run.state.note
+    groups: dict[int, list[Plan]] = defaultdict(list)
+    for plan in plans:
+        groups[plan.threads].append(plan)
+    for i, group in enumerate(groups.values()):
+        left_s = None if deadline is None else (deadline - time.monotonic()) / (len(groups) - i)
+        run.state.note = _in_network(run, group, left_s) or run.state.note
         run.progress(run.state)
 
 
@@ -108,13 +116,15 @@ def _alone(run: Run, deadline: float | None) -> None:
         run.progress(run.state)
 
 
-def _in_network(run: Run, plan: Plan, left_s: float | None) -> str:
+def _in_network(run: Run, plans: Sequence[Plan], left_s: float | None) -> str:
     """Time the finalists of one thread count in their network; why it could not be done, or "".
 
+    `plans` are the network with separate kernels and, where there are any to fuse, with fused ones.
     Where `left_s` seconds are too few for all of them the first round has fewer variants.
     """
     by_task, winners = _successes(run), best_trials(run.mine())
-    states = {t.task.workload: t for t in run.state.tasks if t.task.threads == plan.threads}
+    threads = plans[0].threads
+    states = {t.task.workload: t for t in run.state.tasks if t.task.threads == threads}
     programs: dict[tuple[Workload, Config], str] = {}
     fields: dict[Workload, list[Config]] = {}
     for w, state in states.items():
@@ -129,15 +139,21 @@ def _in_network(run: Run, plan: Plan, left_s: float | None) -> str:
     first = IN_NETWORK + 1
     if left_s is not None:
         each_s = len(states) * _COMPILE_S / max(1, run.farm.builders)
-        later_s = 2 * LAST * each_s + 2 * (LAST_ROUNDS + CHECK_ROUNDS) * _TRIAL_S
-        first = max(1, min(first, int((left_s - later_s) / (each_s + FIRST_ROUNDS * _TRIAL_S))))
+        later_s = 2 * LAST * each_s + 2 * (LAST_ROUNDS + CHECK_ROUNDS) * _TRIAL_S * len(plans)
+        turns_s = FIRST_ROUNDS * _TRIAL_S * len(plans)
+        first = max(1, min(first, int((left_s - later_s) / (each_s + turns_s))))
     for count, rounds in ((first, FIRST_ROUNDS), (LAST, LAST_ROUNDS), (1, CHECK_ROUNDS)):
         variants = min(count, max(map(len, fields.values())))
-        choices = [
-            {w: (states[w].task.template, f[v % min(len(f), count)]) for w, f in fields.items()}
-            for v in range(variants)
-        ]
-        answer = run.farm.run_networks(plan, choices, rounds=rounds, whole=count == 1)
+        turns = [plan for _ in range(variants) for plan in plans]
+        choices = []
+        for i, plan in enumerate(turns):
+            used = {s.workload: fields[s.workload] for s in plan.steps if s.workload is not None}
+            v = i // len(plans)
+            choices.append(
+                {w: (states[w].task.template, f[v % min(len(f), count)]) for w, f in used.items()}
+            )
+        whole = count == 1 and len(plans) == 1
+        answer = run.farm.run_networks(turns, choices, rounds=rounds, whole=whole)
         if isinstance(answer, Failed):
             return f"kernels were not timed inside the network: {answer.failure}: {answer.detail}"
         date = now()
@@ -152,8 +168,23 @@ def _in_network(run: Run, plan: Plan, left_s: float | None) -> str:
                 run.log.append(trial)
                 times_of[w, config].append(trial.median_s)
         if answer.whole_s:
-            run.state.whole_s[plan.threads] = robust_mean(answer.whole_s)
+            run.state.whole_s[threads] = robust_mean(answer.whole_s)
         fields = {w: sorted(f, key=lambda c: _middle(times_of[w, c])) for w, f in fields.items()}
+    return _whole(run, plans[0], fields) if len(plans) > 1 else ""
+
+
+def _whole(run: Run, plan: Plan, fields: Mapping[Workload, list[Config]]) -> str:
+    """Time the network that the winners make, without readings; why it could not be done, or ""."""
+    chosen, _ = choose_plan(plan, run.target, best_trials(run.mine()))
+    choice = {
+        s.workload: (s.template, fields[s.workload][0])
+        for s in chosen.steps
+        if s.workload is not None
+    }
+    answer = run.farm.run_networks([chosen], [choice], rounds=CHECK_ROUNDS, whole=True)
+    if isinstance(answer, Failed):
+        return f"the whole network was not timed: {answer.failure}: {answer.detail}"
+    run.state.whole_s[plan.threads] = robust_mean(answer.whole_s)
     return ""
 
 

@@ -106,11 +106,14 @@ class TuneState:
         return sorted({t.task.threads for t in self.tasks})
 
     def network_s(self, threads: int | None = None, *, start: bool = False) -> float:
-        """Sum of task times at a thread count, or of all; infinite until every task has one."""
+        """Sum of task times at a thread count, or of all; infinite until every task has one.
+
+        Of the separate kernels: those that could replace two of them are not added to them.
+        """
         return sum(
             t.task.count * (t.start_s if start else t.best_s)
             for t in self.tasks
-            if threads in (None, t.task.threads)
+            if threads in (None, t.task.threads) and t.task.workload.op != "dwpw"
         )
 
     @property
