@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 from tvmsep.contracts import Target, Template, Workload
-from tvmsep.schedules import boundary, conv, dense, depthwise, eltwise, pointwise, pool
+from tvmsep.schedules import boundary, conv, dense, depthwise, eltwise, fused, pointwise, pool
 
 TEMPLATES: dict[str, Template] = {
     t.name: t
     for t in (
         pointwise.TEMPLATE,
         depthwise.TEMPLATE,
+        fused.TEMPLATE,
         conv.TEMPLATE,
         dense.TEMPLATE,
         pool.TEMPLATE,

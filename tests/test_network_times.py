@@ -58,7 +58,7 @@ def test_every_kernel_of_every_variant(farm: Farm, target: Target, threads: int)
     plan, choices = network(target, threads)
     assert any(s.node is not None for s in plan.steps)
     began = time.monotonic()
-    answer = farm.run_networks(plan, choices, rounds=2, whole=True)
+    answer = farm.run_networks([plan] * 2, choices, rounds=2, whole=True)
     took = time.monotonic() - began
     assert not isinstance(answer, Failed)
     assert len(answer.kernels) == 2
@@ -76,7 +76,7 @@ def test_too_slow_a_network_is_a_failure(
 ) -> None:
     plan, choices = network(target, 1)
     monkeypatch.setattr(farm_module, "NETWORK_TIMEOUT_S", 1e-4)
-    answer = farm.run_networks(plan, choices, rounds=1)
+    answer = farm.run_networks([plan] * 2, choices, rounds=1)
     assert isinstance(answer, Failed) and "0.0001 s" in answer.detail
     monkeypatch.undo()
-    assert not isinstance(farm.run_networks(plan, choices, rounds=1), Failed)
+    assert not isinstance(farm.run_networks([plan] * 2, choices, rounds=1), Failed)

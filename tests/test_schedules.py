@@ -105,7 +105,13 @@ def workloads(draw: st.DrawFn, op: str, target: Target) -> Workload:
             pads = (min(top, kh - 1), min(left, kw - 1), 0, 0)
             grown_h, grown_w = max(ih, kh), max(iw, kw)
             return replace(w, kind=kind, dh=1, dw=1, pads=pads, ih=grown_h, iw=grown_w)
-        if op == "depthwise":
+        if op == "dwpw":
+            mid = tuple(e for e in epilogue if draw(st.booleans()))
+            w = replace(
+                w, groups=ic, oc=oc, out_block=blocks(oc, target), mid_epilogue=mid,
+                out_split="rows",
+            )  # fmt: skip
+        elif op == "depthwise":
             oc = ic * draw(st.sampled_from((1, 1, 2, 3)))
             w = replace(w, groups=ic, oc=oc, out_block=blocks(oc, target))
         else:

@@ -401,14 +401,14 @@ class NetworkFarm(FakeFarm):
 
     def run_networks(
         self,
-        plan: Plan,
+        plans: Sequence[Plan],
         choices: Sequence[Mapping[Workload, tuple[str, Config]]],
         *,
         rounds: int,
         whole: bool,
     ) -> NetworkTimes | Failed:
         self.networks.append(len(choices))
-        by_workload = {t.workload: t for t in plan.tasks(TARGET)}
+        by_workload = {t.workload: t for plan in plans for t in plan.tasks(TARGET)}
         times = [
             {w: (self.inside(by_workload[w], c),) * rounds for w, (_, c) in choice.items()}
             for choice in choices

@@ -49,10 +49,25 @@ class Prepared:
     """As imported: the reference in float64."""
     target: Target
     plans: dict[int, Plan]
+    """By thread count, with separate depthwise and pointwise kernels."""
+
+    def candidates(self) -> list[Plan]:
+        """Of each thread count the plan, and the one with all fused that can be, if any can."""
+        from tvmsep.graph import fuse, fusible
+
+        plans = []
+        for plan in self.plans.values():
+            pairs = fusible(plan, self.target)
+            plans += [plan, fuse(plan, self.target, pairs)] if pairs else [plan]
+        return plans
 
     def tasks(self) -> list[Task]:
-        """All tasks of all thread counts."""
-        return [task for plan in self.plans.values() for task in plan.tasks(self.target)]
+        """All tasks of all thread counts, those of fused kernels too."""
+        found: dict[tuple[Workload, int], Task] = {}
+        for plan in self.candidates():
+            for task in plan.tasks(self.target):
+                found.setdefault((task.workload, task.threads), task)
+        return list(found.values())
 
 
 @dataclass
@@ -211,7 +226,7 @@ def tune(
             peak = farm.peak_flops_per_core()
             result = tune_tasks(
                 prepared.tasks(), prepared.target, farm, records,
-                peak_flops_per_core=peak, plans=list(prepared.plans.values()),
+                peak_flops_per_core=peak, plans=prepared.candidates(),
                 budget_s=budget_s, trials=trials, seed=seed, strategy=strategy, prior=prior,
                 progress=progress,
             )  # fmt: skip
@@ -420,16 +435,19 @@ def _write(
 
     from tvmsep.bundle import TensorInfo, write_bundle
     from tvmsep.compiler import compile_library, emit, lower, peak_bytes
+    from tvmsep.tuner.fusion import choose_plan
 
     libraries: dict[int, bytes] = {}
     texts: dict[int, str] = {}
     ram: dict[int, int] = {}
     estimates: dict[int, float] = {}
     used: list[Trial] = []
+    grounds: list[Trial] = []
     tasks = 0
     weights: dict[str, Any] = {}
     for count, plan in prepared.plans.items():
         say(f"compiling for {count} thread{'s' if count > 1 else ''}")
+        plan, compared = choose_plan(plan, prepared.target, winners)
         configs, lines, total = choose_configs(prepared, plan, winners)
         module = emit(plan, prepared.target, configs)
         lowered = lower(module, prepared.target)
@@ -439,9 +457,11 @@ def _write(
         if total is not None:
             estimates[count] = total
         used += [t for t in lines if t not in used]
+        grounds += [b.trial for b in compared if b.trial not in grounds]
         tasks += len(configs)
         weights = weights or dict(plan.params)
     imported = prepared.imported
+    kept = [*used, *(t for t in grounds if t not in used)]
     scratch = str(path.parent / f".tvmsep-{os.getpid()}-{time.monotonic_ns()}.tvmsep")
     try:
         manifest = write_bundle(
@@ -457,7 +477,7 @@ def _write(
             relax=texts,
             peak_ram_bytes=ram,
             estimate_s=estimates or None,
-            log_lines=[msgspec.json.encode(t).decode() for t in used],
+            log_lines=[msgspec.json.encode(t).decode() for t in kept],
             log_total=log_total,
             source=imported.source,
             licence=imported.source.get("licence", "unknown"),

@@ -23,6 +23,9 @@ def input_shapes(w: Workload) -> list[tuple[str, tuple[int, ...]]]:
             shapes.append(("w", (w.out_blocks, w.in_blocks * w.in_block, w.out_block)))
         case "depthwise":
             shapes.append(("w", (w.out_blocks, w.kh, w.kw, w.out_block)))
+        case "dwpw":
+            mid, last = map(input_shapes, w.parts)
+            return [shapes[0], *((f"{name}_dw", shape) for name, shape in mid[1:]), *last[1:]]
         case "conv":
             blocks, lanes = conv_channels(w)
             shapes.append(("w", (w.out_blocks, blocks, w.kh, w.kw, lanes, w.out_block)))
@@ -40,6 +43,9 @@ def input_shapes(w: Workload) -> list[tuple[str, tuple[int, ...]]]:
 def example_inputs(w: Workload, seed: int) -> list[Array]:
     """Random fp32 parameters (without the output); what belongs to padding channels is zero."""
     rng = np.random.default_rng(seed)
+    if w.op == "dwpw":
+        mid, last = w.parts
+        return [*example_inputs(mid, seed), *example_inputs(last, seed + 1)[1:]]
     fan_in = max(1, w.macs // max(1, w.n * w.oc * w.oh * w.ow))
     arrays = []
     for name, shape in input_shapes(w):
@@ -101,6 +107,10 @@ def finish(
 
 def reference(w: Workload, inputs: Sequence[Array], dtype: str = "float64") -> Array:
     """The output in `dtype` for packed `inputs`, packed (or plain) as the kernel stores it."""
+    if w.op == "dwpw":
+        mid, last = w.parts
+        count = len(input_shapes(mid))
+        return reference(last, [reference(mid, inputs[:count], dtype), *inputs[count:]], dtype)
     named = {n: a.astype(dtype) for (n, _), a in zip(input_shapes(w), inputs, strict=True)}
     plain = unblock(named["x"], w.ic) if w.in_block else named["x"]
     x = plain.reshape(w.n, w.ic, w.ih, w.iw)

@@ -7,7 +7,7 @@ from typing import Literal
 
 import msgspec
 
-Op = Literal["conv", "pointwise", "depthwise", "dense", "pool", "eltwise", "pack", "unpack"]
+Op = Literal["conv", "pointwise", "depthwise", "dwpw", "dense", "pool", "eltwise", "pack", "unpack"]
 Split = Literal["rows", "channels"]
 
 
@@ -21,6 +21,9 @@ class Workload(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
     `epilogue` runs on the accumulator in order: "bias", an activation of
     `tvmsep.schedules.epilogue` ("relu6", "hard_swish", ...), "add" (a residual of the output's
     shape and layout, one more input).
+
+    "dwpw" is a depthwise convolution and the pointwise one that reads it, in one kernel: kernel,
+    stride, dilation, pads and `mid_epilogue` are the former's, `oc` and `epilogue` the latter's.
     """
 
     op: Op
@@ -41,6 +44,8 @@ class Workload(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
     in_block: int
     out_block: int
     epilogue: tuple[str, ...] = ()
+    mid_epilogue: tuple[str, ...] = ()
+    """Only of "dwpw": what happens to the depthwise part's accumulator; never "add"."""
     kind: str = ""
     """Pool: "max", "avg" (padding counts), "avg_valid", "global_avg"; eltwise: see its file."""
     dtype: str = "float32"
@@ -83,8 +88,33 @@ class Workload(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
         return (self.n, self.oc, p)
 
     @property
+    def parts(self) -> tuple[Workload, Workload]:
+        """The depthwise and the pointwise workload that a "dwpw" stands for."""
+        replace = msgspec.structs.replace
+        depthwise = replace(
+            self, op="depthwise", oc=self.ic, out_block=self.in_block,
+            epilogue=self.mid_epilogue, mid_epilogue=(),
+        )  # fmt: skip
+        pointwise = Workload(
+            op="pointwise", n=self.n, ic=self.ic, ih=self.oh, iw=self.ow, oc=self.oc,
+            in_block=self.in_block, out_block=self.out_block, epilogue=self.epilogue,
+            dtype=self.dtype, in_split=self.out_split, out_split=self.out_split,
+        )  # fmt: skip
+        return depthwise, pointwise
+
+    @classmethod
+    def joined(cls, depthwise: Workload, pointwise: Workload) -> Workload:
+        """The "dwpw" of both. They fit each other if they are its `parts`."""
+        return msgspec.structs.replace(
+            depthwise, op="dwpw", oc=pointwise.oc, out_block=pointwise.out_block,
+            epilogue=pointwise.epilogue, mid_epilogue=depthwise.epilogue,
+        )  # fmt: skip
+
+    @property
     def macs(self) -> int:
         """Multiply-accumulates of one run, padding channels left out."""
+        if self.op == "dwpw":
+            return sum(part.macs for part in self.parts)
         pixels = self.n * self.oh * self.ow
         if self.op in ("conv", "pointwise", "depthwise"):
             return pixels * self.oc * (self.ic // self.groups) * self.kh * self.kw
@@ -100,6 +130,8 @@ class Workload(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
     @property
     def params(self) -> int:
         """Weights and biases."""
+        if self.op == "dwpw":
+            return sum(part.params for part in self.parts)
         if self.op not in ("conv", "pointwise", "depthwise", "dense"):
             return 0
         return self.oc * (self.ic // self.groups) * self.kh * self.kw + (
@@ -128,6 +160,7 @@ class Workload(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
         chans = f"{self.ic}>{self.oc}" if self.ic != self.oc else f"{self.oc}"
         tail = "".join(f"+{e}" for e in self.epilogue if e != "bias")
         name = f"{self.op}:{self.kind}" if self.kind else self.op
+        kernel += "".join(f"+{e}" for e in self.mid_epilogue if e != "bias")
         return f"{name}{kernel}{step}{batch} {self.ih}x{self.iw} {chans}{tail}"
 
 

@@ -1,9 +1,13 @@
 """The network as plain data: import from Relax, normalise, plan layouts, or run as reference."""
 
+from tvmsep.graph.fuse import fuse, fusible
 from tvmsep.graph.importer import from_relax
 from tvmsep.graph.interpret import evaluate
 from tvmsep.graph.ir import Graph, Node
 from tvmsep.graph.normalise import normalise
 from tvmsep.graph.plan import Plan, Step, make_plan
 
-__all__ = ["Graph", "Node", "Plan", "Step", "evaluate", "from_relax", "make_plan", "normalise"]
+__all__ = [
+    "Graph", "Node", "Plan", "Step", "evaluate", "from_relax", "fuse", "fusible", "make_plan",
+    "normalise",
+]  # fmt: skip

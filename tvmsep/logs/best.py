@@ -32,11 +32,11 @@ def best_trials(trials: Iterable[Trial], *, measured: bool = True) -> dict[str, 
 
     - In a network: the fastest of those that took turns last (they share a date): earlier turns
       decided which these were, and times of different minutes do not compare.
-    - Alone: a config's time is the median of its medians. A config that was found since and not
-      measured again yet (a run that was stopped early) wins only if it beat the search time of
-      every one that was.
+    - Alone: a config's time is the median of its medians.
 
-    A config whose output was ever wrong never wins.
+    A config that was found since and not measured again yet (a run that was stopped early) wins
+    only if it beat the search time of every one that was. A config whose output was ever wrong
+    never wins.
     """
     trials = [t for t in trials if t.measured == measured]
     wrong = {(t.task_key, t.as_config()) for t in trials if t.failure == "wrong_output"}
@@ -54,29 +54,27 @@ def best_trials(trials: Iterable[Trial], *, measured: bool = True) -> dict[str, 
         else:
             inside[key].append(trial)
     return {
-        key: _latest(inside[key]) if inside[key] else _alone(search[key], again[key])
-        for key in {**search, **again, **inside}
+        key: _winner(search[key], inside[key], again[key]) for key in {**search, **again, **inside}
     }
 
 
-def _latest(inside: list[Trial]) -> Best:
-    last = max(t.date for t in inside)
-    turns: dict[Config, list[Trial]] = defaultdict(list)
-    for trial in inside:
-        if trial.date == last:
-            turns[trial.as_config()].append(trial)
-    return min(map(_middle, turns.values()), key=lambda b: b.seconds)
+def _winner(
+    search: dict[Config, Trial], inside: list[Trial], again: dict[Config, list[Trial]]
+) -> Best:
+    met = {t.as_config() for t in inside} or set(again)
+    bar = min((search[c].median_s for c in met if c in search), default=math.inf)
+    newer = [t for c, t in search.items() if c not in met and t.median_s < bar]
+    if newer:
+        return _middle([min(newer, key=lambda t: t.median_s)])
+    if inside:
+        last, again = max(t.date for t in inside), defaultdict(list)
+        for trial in inside:
+            if trial.date == last:
+                again[trial.as_config()].append(trial)
+    return min(map(_middle, again.values()), key=lambda b: b.seconds)
 
 
 def _middle(runs: list[Trial]) -> Best:
     trial = sorted(runs, key=lambda t: t.median_s)[len(runs) // 2]
     mean = sum(t.mean_s for t in runs) / len(runs)
     return Best(trial.as_config(), trial.median_s, mean, trial)
-
-
-def _alone(search: dict[Config, Trial], again: dict[Config, list[Trial]]) -> Best:
-    bar = min((search[c].median_s for c in again if c in search), default=math.inf)
-    newer = [t for c, t in search.items() if c not in again and t.median_s < bar]
-    if newer:
-        return _middle([min(newer, key=lambda t: t.median_s)])
-    return min(map(_middle, again.values()), key=lambda b: b.seconds)

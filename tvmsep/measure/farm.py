@@ -261,7 +261,7 @@ class Farm:
 
     def run_networks(
         self,
-        plan: Plan,
+        plans: Sequence[Plan],
         choices: Sequence[Mapping[Workload, tuple[str, Config]]],
         *,
         rounds: int,
@@ -272,7 +272,7 @@ class Farm:
         The variants take turns, so that a slow spell of the board meets all of them.
 
         Args:
-            plan: the network.
+            plans: the network as each variant runs it: its inputs and parameters are the same.
             choices: template and config of each workload, once for each variant.
             rounds: how often each variant has its turn.
             whole: also time the first variant as it will ship, without clock readings inside.
@@ -284,21 +284,25 @@ class Farm:
             TvmsepError: as `build` and `run` do.
         """
         self._check_open()
-        libraries = self._build_networks(plan, choices, whole)
+        libraries = self._build_networks(plans, choices, whole)
         if isinstance(libraries, Failed):
             return libraries
         count = len(choices)
-        job = NetworkJob.of(plan, libraries[:count], libraries[-1] if whole else None, self._seed)
+        job = NetworkJob.of(plans, libraries[:count], libraries[-1] if whole else None, self._seed)
         turns: list[int | None] = [*range(count), *([None] if whole else [])]
         answer = self._ask(partial(_time_networks, job, self.target, turns, rounds))
         if isinstance(answer, Failed):
             return answer
         board, found = answer
         whole_s = tuple(np.concatenate(found[None]).tolist()) if whole else ()
-        return NetworkTimes([_by_workload(plan, found[i]) for i in range(count)], whole_s, board)
+        kernels = [_by_workload(p, found[i]) for i, p in enumerate(plans)]
+        return NetworkTimes(kernels, whole_s, board)
 
     def _build_networks(
-        self, plan: Plan, choices: Sequence[Mapping[Workload, tuple[str, Config]]], whole: bool
+        self,
+        plans: Sequence[Plan],
+        choices: Sequence[Mapping[Workload, tuple[str, Config]]],
+        whole: bool,
     ) -> list[Path] | Failed:
         """The libraries of all variants, then the first one's without readings if asked for."""
         import tvm
@@ -307,11 +311,14 @@ class Farm:
 
         assert self._pool is not None
         runs = WARM_RUNS + RUNS
-        modules = [emit(plan, self.target, c, stamped_runs=runs) for c in choices]
-        if whole:
-            modules.append(emit(plan, self.target, choices[0]))
-        calls = [(tvm.ir.save_json(m), self.target, self._scratch.path) for m in modules]
         with self._lock.hold(exclusive=False):
+            modules = [
+                emit(plan, self.target, c, stamped_runs=runs)
+                for plan, c in zip(plans, choices, strict=True)
+            ]
+            if whole:
+                modules.append(emit(plans[0], self.target, choices[0]))
+            calls = [(tvm.ir.save_json(m), self.target, self._scratch.path) for m in modules]
             answers = self._pool.map(builder.build_network, calls, NETWORK_TIMEOUT_S)
         for answer in answers:
             if not isinstance(answer, Path):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -34,30 +35,35 @@ class NetworkTimes:
 
 @dataclass(frozen=True)
 class NetworkJob:
-    """Variants of one network, equal but for the configs of their kernels."""
+    """Variants of one network: the same inputs and weights, other kernels."""
 
     libraries: list[Path]
     whole: Path | None
     """The first variant without readings, if it is to be timed too."""
     arguments: list[Array]
     """Inputs and weights, in the order of the network's parameters."""
-    stamps: tuple[int, int]
-    """Shape of the last parameter."""
+    stamps: list[tuple[int, int]]
+    """Shape of each variant's last parameter."""
     outputs: int
     """How many the network has, the readings not counted."""
     threads: int
 
     @classmethod
-    def of(cls, plan: Plan, libraries: list[Path], whole: Path | None, seed: int) -> NetworkJob:
-        """The job for a plan, on random inputs."""
+    def of(
+        cls, plans: Sequence[Plan], libraries: list[Path], whole: Path | None, seed: int
+    ) -> NetworkJob:
+        """The job for each variant's plan, on random inputs."""
+        plan = plans[0]
+        if any([*p.params] != [*plan.params] or p.inputs != plan.inputs for p in plans):
+            raise ValueError("the variants' plans differ in inputs or parameters")
         rng = np.random.default_rng(seed)
         inputs = [
             rng.standard_normal(shape).astype(plan.input_dtypes.get(name, "float32"))
             for name, shape in plan.inputs.items()
         ]
         arguments = [*inputs, *plan.params.values()]
-        shape = stamps_shape(plan, WARM_RUNS + RUNS)
-        return cls(libraries, whole, arguments, shape, len(plan.outputs), plan.threads)
+        shapes = [stamps_shape(p, WARM_RUNS + RUNS) for p in plans]
+        return cls(libraries, whole, arguments, shapes, len(plan.outputs), plan.threads)
 
 
 class OnBoardNetwork:
@@ -73,10 +79,13 @@ class OnBoardNetwork:
         from tvm import runtime
 
         cpu = remote.cpu(0)
-        clear = np.zeros(job.stamps, stamps_dtype(target))
-        self._arguments = [
-            runtime.empty(a.shape, str(a.dtype), cpu).copyfrom(a) for a in [*job.arguments, clear]
-        ]
+
+        def put(a: Array) -> Any:
+            return runtime.empty(a.shape, str(a.dtype), cpu).copyfrom(a)
+
+        self._arguments = [put(a) for a in job.arguments]
+        clear = {shape: put(np.zeros(shape, stamps_dtype(target))) for shape in set(job.stamps)}
+        self._stamps = [clear[shape] for shape in job.stamps]
         self._last = job.outputs
         self._remote, self._cpu, self._loaded = remote, cpu, 0
         runs = WARM_RUNS + RUNS
@@ -99,7 +108,7 @@ class OnBoardNetwork:
         """Seconds of each step in each of `RUNS` runs: `[RUNS, steps]`."""
         vm, timer = self._variants[variant]
         # It copies its arguments on the board, so the count of readings begins at 0 again.
-        vm.set_input("main", *self._arguments)
+        vm.set_input("main", *self._arguments, self._stamps[variant])
         timer("main")
         words = vm.module["get_output"]("main", self._last).numpy()[1:].astype(np.int64)
         ns = (words[:, 0] * 1_000_000_000 + words[:, 1]).reshape(WARM_RUNS + RUNS, -1)
@@ -110,5 +119,5 @@ class OnBoardNetwork:
         """Seconds of each of `RUNS` runs of the network without readings: `[RUNS]`."""
         assert self._whole is not None
         vm, timer = self._whole
-        vm.set_input("main", *self._arguments[:-1])
+        vm.set_input("main", *self._arguments)
         return np.array(timer("main").results)[WARM_RUNS:]

@@ -212,7 +212,9 @@ class Session:
     def open_network(self, job: NetworkJob, target: Target) -> None:
         """Put a network's variants on the board, in place of those of another network."""
         self._set_threads(job.threads)
-        self._network = None  # its memory first
+        self._network = None  # its memory first, and what candidates used: boards may be small
+        self._tasks.clear()
+        self._sweeps.clear()
         self._network = OnBoardNetwork(self._remote, job, target)
 
     @property

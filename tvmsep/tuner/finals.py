@@ -5,7 +5,9 @@ the best configs of all tasks, another for the second best, and so on, and their
 between clock readings while the variants take turns. A config is thus ranked by what it takes next
 to its real neighbours, and the times of all tasks add up to the network's. The two best of each
 task then meet once more, each among other winners. At last the winners take turns with the same
-network without clock readings, which shows whether the sum can be trusted. Without a network
+network without clock readings, which shows whether the sum can be trusted. Where kernels could be
+fused, variants with fused and with separate ones take turns alike, so that their times compare, and
+what `choose_plan` makes of these is the network that is timed last. Without a network
 (single layers compared) each task's best few are measured alone, in turn.
 """
 
@@ -14,13 +16,15 @@ from __future__ import annotations
 import math
 import time
 from collections import defaultdict
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING
 
 from tvmsep.contracts import Config, Trial, Workload
 from tvmsep.contracts.trial import robust_mean
-from tvmsep.measure import Built, Failed, Measured
-from tvmsep.tuner.state import TaskState, now, task_key
+from tvmsep.measure import Built, Failed, Measured, NetworkTimes
+from tvmsep.measure.network import RUNS, WARM_RUNS
+from tvmsep.tuner.fusion import choose_plan
+from tvmsep.tuner.state import TaskState, TuneState, now, task_key
 
 if TYPE_CHECKING:
     from tvmsep.graph import Plan
@@ -37,20 +41,28 @@ LAST = 2
 LAST_ROUNDS = 4
 CHECK_ROUNDS = 10
 """Turns of the winners against the network without clock readings."""
+STAGES = ((IN_NETWORK + 1, FIRST_ROUNDS), (LAST, LAST_ROUNDS), (1, CHECK_ROUNDS))
+"""Variants and turns of each."""
 _TRIAL_S = 0.15
 _COMPILE_S = 0.09
 """Rough time to compile one task's kernel."""
 
 
-def expected_s(tasks: Sequence[TaskState], plans: Sequence[Plan], builders: int) -> float:
-    """Roughly how long `measure_again` takes."""
-    tunable = sum(1 for t in tasks if len(t.space) > 1)
+def expected_s(run: Run, plans: Sequence[Plan]) -> float:
+    """Roughly how long `measure_again` takes, by what is known so far."""
+    tunable = sum(1 for t in run.state.tasks if len(t.space) > 1)
     if not plans:
         return tunable * ALONE * ALONE_ROUNDS * _TRIAL_S
-    variants = IN_NETWORK + 1 + 2 * LAST
-    turns = (IN_NETWORK + 1) * FIRST_ROUNDS + 2 * (LAST_ROUNDS + CHECK_ROUNDS)
-    compiling = tunable * variants * _COMPILE_S / max(1, builders)
-    return compiling + len(plans) * turns * _TRIAL_S
+    variants = sum(count for count, _ in STAGES)
+    compiling = tunable * variants * _COMPILE_S / max(1, run.farm.builders)
+    turns = sum(count * rounds for count, rounds in STAGES)
+    return compiling + sum(turns * _turn_s(run.state, p.threads) for p in plans)
+
+
+def _turn_s(state: TuneState, threads: int) -> float:
+    """Seconds of one variant's turn: its runs, and a copy of its weights on the board."""
+    network_s = state.network_s(threads)
+    return (RUNS + WARM_RUNS) * network_s + 0.05 if math.isfinite(network_s) else 2 * _TRIAL_S
 
 
 def measure_again(run: Run, plans: Sequence[Plan], deadline: float | None) -> None:
@@ -59,27 +71,33 @@ def measure_again(run: Run, plans: Sequence[Plan], deadline: float | None) -> No
     run.progress(run.state)
     if not plans:
         _alone(run, deadline)
-    for i, plan in enumerate(plans):
-        left_s = None if deadline is None else (deadline - time.monotonic()) / (len(plans) - i)
-        why = _in_network(run, plan, left_s)
+    groups: dict[int, list[Plan]] = defaultdict(list)
+    for plan in plans:
+        groups[plan.threads].append(plan)
+    for i, group in enumerate(groups.values()):
+        until = deadline
+        if deadline is not None:
+            until = deadline - (deadline - time.monotonic()) * (1 - 1 / (len(groups) - i))
+        why = _in_network(run, group, until)
         if why:
             run.state.notes.append(why)
         run.progress(run.state)
 
 
 def _finalists(state: TaskState, trials: Sequence[Trial], count: int) -> list[Config]:
-    """The best `count` configs of different programs, and the default."""
+    """The best `count` configs of different programs, and the default, the second of them."""
     ranked = sorted(trials, key=lambda t: t.median_s)
     found: dict[str, Config] = {}
     for trial in ranked:
         found.setdefault(trial.program or trial.as_config().key, trial.as_config())
         if len(found) == count:
             break
+    configs = list(found.values())
     # What ran without tuning must be beaten in turn, not by one lucky measurement.
-    for trial in ranked:
-        if trial.as_config() == state.default:
-            found.setdefault(trial.program or state.default.key, state.default)
-    return list(found.values())
+    same = {t.program for t in ranked if t.as_config() == state.default} & set(found)
+    if not same and any(t.as_config() == state.default for t in ranked):
+        configs.insert(1, state.default)
+    return configs
 
 
 def _successes(run: Run) -> dict[str, list[Trial]]:
@@ -109,13 +127,15 @@ def _alone(run: Run, deadline: float | None) -> None:
         run.progress(run.state)
 
 
-def _in_network(run: Run, plan: Plan, left_s: float | None) -> str:
+def _in_network(run: Run, plans: Sequence[Plan], deadline: float | None) -> str:
     """Time the finalists of one thread count in their network; why it could not be done, or "".
 
-    Where `left_s` seconds are too few for all of them the first round has fewer variants.
+    `plans` are the network with separate kernels and, where there are any to fuse, with fused ones.
+    Near the deadline there are fewer variants and turns, and past it no more stages.
     """
     by_task, winners = _successes(run), run.best()
-    states = {t.task.workload: t for t in run.state.tasks if t.task.threads == plan.threads}
+    threads = plans[0].threads
+    states = {t.task.workload: t for t in run.state.tasks if t.task.threads == threads}
     programs: dict[tuple[Workload, Config], str] = {}
     fields: dict[Workload, list[Config]] = {}
     for w, state in states.items():
@@ -125,23 +145,37 @@ def _in_network(run: Run, plan: Plan, left_s: float | None) -> str:
         configs = _finalists(state, trials, IN_NETWORK) or [state.default]
         won = winners.get(task_key(state.task))  # of an earlier run: it has to win again
         if won is not None and won.config not in configs and won.config in state.tried:
-            configs.insert(1, won.config)
+            configs.insert(2, won.config)
         fields[w] = configs
-    first = IN_NETWORK + 1
-    if left_s is not None:
-        each_s = len(states) * _COMPILE_S / max(1, run.farm.builders)
-        later_s = 2 * LAST * each_s + 2 * (LAST_ROUNDS + CHECK_ROUNDS) * _TRIAL_S
-        first = max(1, min(first, int((left_s - later_s) / (each_s + FIRST_ROUNDS * _TRIAL_S))))
-    for count, rounds in ((first, FIRST_ROUNDS), (LAST, LAST_ROUNDS), (1, CHECK_ROUNDS)):
+    if not fields:
+        return ""
+    turn_s = _turn_s(run.state, threads)
+    each_s = len(states) * _COMPILE_S / max(1, run.farm.builders)
+    for count, rounds in STAGES:
         variants = min(count, max(map(len, fields.values())))
-        choices = [
-            {w: (states[w].task.template, f[v % min(len(f), count)]) for w, f in fields.items()}
-            for v in range(variants)
-        ]
-        answer = run.farm.run_networks(plan, choices, rounds=rounds, whole=count == 1)
+        if deadline is not None:
+            left_s = deadline - time.monotonic()
+            if left_s <= 0:
+                return "there was no time left to compare all of the best few inside the network"
+            rounds = max(1, min(rounds, int(0.5 * left_s / (turn_s * len(plans)))))
+            cost_s = (each_s + rounds * turn_s) * len(plans)
+            variants = max(1, min(variants, int(left_s / cost_s)))
+        turns = [plan for _ in range(variants) for plan in plans]
+        choices = []
+        for i, plan in enumerate(turns):
+            used = {s.workload: fields[s.workload] for s in plan.steps if s.workload is not None}
+            v = i // len(plans)
+            choices.append(
+                {
+                    w: (states[w].task.template, f[v % min(len(f), variants)])
+                    for w, f in used.items()
+                }
+            )
+        whole = count == 1 and len(plans) == 1
+        answer = run.farm.run_networks(turns, choices, rounds=rounds, whole=whole)
         if isinstance(answer, Failed):
             return f"kernels were not timed inside the network: {answer.failure}: {answer.detail}"
-        date = now()
+        date = now("microseconds")
         times_of: dict[tuple[Workload, Config], list[float]] = defaultdict(list)
         for choice, times in zip(choices, answer.kernels, strict=True):
             for w, (_, config) in choice.items():
@@ -152,10 +186,33 @@ def _in_network(run: Run, plan: Plan, left_s: float | None) -> str:
                 trial = run.trial(states[w].task, config, measured, "network", program, date=date)
                 run.log.append(trial)
                 times_of[w, config].append(trial.median_s)
-        if answer.whole_s:
-            run.state.whole_s[plan.threads] = robust_mean(answer.whole_s)
+        _note_whole(run.state, plans[0], answer)
         fields = {w: sorted(f, key=lambda c: _middle(times_of[w, c])) for w, f in fields.items()}
+    return _whole(run, plans[0], fields) if len(plans) > 1 else ""
+
+
+def _whole(run: Run, plan: Plan, fields: Mapping[Workload, list[Config]]) -> str:
+    """Time the network that the winners make, without readings; why it could not be done, or ""."""
+    chosen, _ = choose_plan(plan, run.target, run.best())
+    choice = {
+        s.workload: (s.template, fields[s.workload][0])
+        for s in chosen.steps
+        if s.workload is not None
+    }
+    answer = run.farm.run_networks([chosen], [choice], rounds=CHECK_ROUNDS, whole=True)
+    if isinstance(answer, Failed):
+        return f"the whole network was not timed: {answer.failure}: {answer.detail}"
+    _note_whole(run.state, chosen, answer)
     return ""
+
+
+def _note_whole(state: TuneState, plan: Plan, times: NetworkTimes) -> None:
+    """Keep the first variant's time, and the sum of its kernels' from the same minute."""
+    if times.whole_s:
+        state.whole_s[plan.threads] = robust_mean(times.whole_s)
+        state.kernels_s[plan.threads] = sum(
+            robust_mean(times.kernels[0][s.workload]) for s in plan.steps if s.workload is not None
+        )
 
 
 def _middle(seconds: list[float]) -> float:

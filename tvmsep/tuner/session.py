@@ -13,7 +13,7 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from typing import TYPE_CHECKING
 
@@ -80,11 +80,17 @@ def tune_tasks(
     started = time.monotonic()
     state = TuneState([], started, budget_s, trials)
     run = Run(tasks, target, farm, log, peak_flops_per_core, seed, strategy, prior, state, progress)
-    final_s = finals.expected_s(state.tasks, plans, farm.builders)
-    reserve = final_s if budget_s is None else min(final_s, 0.35 * budget_s)
     reason = "interrupted"
+
+    def over() -> bool:
+        """Whether what is left of the budget is needed for measuring the best again."""
+        if budget_s is None:
+            return False
+        reserve_s = min(finals.expected_s(run, plans), 0.35 * budget_s)
+        return time.monotonic() >= started + budget_s - reserve_s
+
     try:
-        reason = _search(run, started + budget_s - reserve if budget_s is not None else None)
+        reason = _search(run, over)
         if reason != "board_lost":
             deadline = started + budget_s if budget_s is not None else None
             finals.measure_again(run, plans, deadline)
@@ -94,7 +100,7 @@ def tune_tasks(
     return TuneResult(run.best(), reason, state)
 
 
-def _search(run: Run, deadline: float | None) -> str:
+def _search(run: Run, over: Callable[[], bool]) -> str:
     marks: list[tuple[int, float]] = []
     measuring: Batch | None = None
     builder = ThreadPoolExecutor(1)
@@ -102,7 +108,7 @@ def _search(run: Run, deadline: float | None) -> str:
         while True:
             reason, coming = "", None
             if measuring is None or run.farm.overlaps:
-                reason, coming = _choose(run, deadline, measuring)
+                reason, coming = _choose(run, over, measuring)
             if measuring is None:
                 if coming is None:
                     return reason
@@ -125,14 +131,14 @@ def _search(run: Run, deadline: float | None) -> str:
 
 
 def _choose(
-    run: Run, deadline: float | None, measuring: Batch | None
+    run: Run, over: Callable[[], bool], measuring: Batch | None
 ) -> tuple[str, tuple[TaskState, list[Config]] | None]:
     """The next batch, or why there is none.
 
     The task that is being measured comes last; of those never measured the costliest comes first.
     """
     state = run.state
-    if deadline is not None and time.monotonic() >= deadline:
+    if over():
         return "budget", None
     left = math.inf
     if state.trial_limit is not None:

@@ -98,6 +98,8 @@ class TuneState:
     ended: float | None = None
     whole_s: dict[int, float] = field(default_factory=dict)
     """The whole network with the winners, by thread count, where it could be timed."""
+    kernels_s: dict[int, float] = field(default_factory=dict)
+    """The sum of its kernels' times inside it, taken in turn with the former."""
     notes: list[str] = field(default_factory=list)
     """What the user should know beside the times: boards left out, networks not timed."""
 
@@ -112,11 +114,14 @@ class TuneState:
         return sorted({t.task.threads for t in self.tasks})
 
     def network_s(self, threads: int | None = None, *, start: bool = False) -> float:
-        """Sum of task times at a thread count, or of all; infinite until every task has one."""
+        """Sum of task times at a thread count, or of all; infinite until every task has one.
+
+        Of the separate kernels: those that could replace two of them are not added to them.
+        """
         return sum(
             t.task.count * (t.start_s if start else t.best_s)
             for t in self.tasks
-            if threads in (None, t.task.threads)
+            if threads in (None, t.task.threads) and t.task.workload.op != "dwpw"
         )
 
     @property
@@ -148,6 +153,6 @@ def task_key(task: Task) -> str:
     ).key
 
 
-def now() -> str:
-    """This second, in UTC, as a log line says it."""
-    return datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds")
+def now(timespec: str = "seconds") -> str:
+    """This moment, in UTC, as a log line says it."""
+    return datetime.datetime.now(datetime.UTC).isoformat(timespec=timespec)
