@@ -346,8 +346,6 @@ def test_a_full_disk_leaves_whole_lines(tmp_path: Path) -> None:
     code = """
 import resource, sys
 from tvmsep.contracts import LogError
-from tvmsep.graph import Plan
-from tvmsep.graph.plan import Step
 from tvmsep.logs import LogFile, read_log
 sys.path.insert(0, sys.argv[2])
 from test_tuner import a_trial
@@ -452,10 +450,55 @@ def test_a_network_that_cannot_be_timed_leaves_the_search_to_decide(tmp_path: Pa
     assert len(result.best) == len(TASKS)
 
 
-def test_little_time_makes_few_variants(tmp_path: Path) -> None:
+def test_a_slow_network_keeps_to_the_budget(tmp_path: Path) -> None:
+    """Each turn of a network of 50 ms costs a second: the fake's clock moves by it."""
+
+    class Slow(NetworkFarm):
+        turns = 0
+
+        def run_networks(self, plans: Any, choices: Any, *, rounds: int, whole: bool) -> Any:
+            self.turns += len(choices) * rounds
+            return super().run_networks(plans, choices, rounds=rounds, whole=whole)
+
+    def seconds(task: Task, config: Config) -> float:
+        return 0.01 + bowl(task, config)  # five kernels make a network of 50 ms
+
+    farm = Slow(upside_down)
+    farm.seconds = seconds
+    tune(farm, tmp_path / "log.jsonl", budget_s=4.0, trials=60, plans=[a_plan()])
+    assert 1 <= farm.turns <= 20  # and 34 where time is no matter
+    without = Slow(upside_down)
+    tune(without, tmp_path / "other.jsonl", trials=60, plans=[a_plan()])
+    assert without.turns > 20
+
+
+def test_no_time_is_left_for_the_network(tmp_path: Path) -> None:
     farm = NetworkFarm(upside_down)
-    tune(farm, tmp_path / "log.jsonl", budget_s=0.3, plans=[a_plan()])
-    assert farm.networks[0] <= 2
+    result, trials = tune(farm, tmp_path / "log.jsonl", budget_s=1e-9, plans=[a_plan()])
+    assert farm.networks == [] and not [t for t in trials if t.phase == "network"]
+    assert "no time left" in result.state.notes[0]
+
+
+def test_what_a_run_found_before_it_was_stopped_can_win(tmp_path: Path) -> None:
+    path = tmp_path / "log.jsonl"
+    tune(NetworkFarm(bowl), path, trials=12, plans=[a_plan()])
+
+    class Stopped(NetworkFarm):
+        def run_networks(self, *args: Any, **how: Any) -> Any:
+            raise KeyboardInterrupt
+
+    result, trials = tune(Stopped(bowl), path, trials=150, plans=[a_plan()])
+    assert result.reason == "interrupted"
+    for best in result.best.values():
+        mine = [t for t in trials if t.task_key == best.trial.task_key and t.phase == "search"]
+        assert best.config == min(mine, key=lambda t: t.median_s).as_config()
+
+
+def test_a_network_without_tasks(tmp_path: Path) -> None:
+    farm = NetworkFarm(upside_down)
+    plan = Plan([], {}, {}, [], {}, {}, {}, 1)
+    result, trials = tune(farm, tmp_path / "log.jsonl", [], plans=[plan])
+    assert (result.best, trials, farm.networks) == ({}, [], [])
 
 
 # The real thing, in a process of its own
