@@ -124,7 +124,6 @@ class Fused:
         """Tiles of rows that leave half of L2 free, and the register tiles that promise most."""
         rows = _row_tiles(w, t)
         good = _register_tiles(w, t)
-        strips = sorted(divisors(w.ow, 16), key=lambda d: abs(d - 7))[:3]
 
         def valid(c: Mapping[str, Any]) -> bool:
             if (c["tile_h"], c["tile_w"], c["tile_oc"]) not in good or c["rows"] % c["tile_h"]:
@@ -135,7 +134,7 @@ class Fused:
             {
                 "rows": rows,
                 "chunks": tuple(sorted({c for r in rows for c in _chunks(w, r, threads)})),
-                "strip": tuple(sorted(strips)),
+                "strip": tuple(sorted(_strips(w))),
                 "tile_h": tuple(sorted({h for h, _, _ in good})),
                 "tile_w": tuple(sorted({x for _, x, _ in good})),
                 "tile_oc": tuple(sorted({o for _, _, o in good})),
@@ -162,7 +161,7 @@ class Fused:
         return Config(
             rows=rows,
             chunks=chunks,
-            strip=min(divisors(w.ow, 16), key=lambda d: (abs(d - 7), -d)),
+            strip=_strips(w)[0],
             tile_h=tile_h,
             tile_w=tile_w,
             tile_oc=tile_oc,
@@ -200,6 +199,11 @@ class Fused:
 
 def _row_tiles(w: Workload, t: Target) -> tuple[int, ...]:
     return tuple(r for r in divisors(w.oh) if scratch_bytes(w, r) <= t.l2_bytes // 2)
+
+
+def _strips(w: Workload) -> list[int]:
+    """The widths nearest to seven pixels, nearest first, as a ratio."""
+    return sorted(divisors(w.ow, 16), key=lambda d: max(d / 7, 7 / d))[:3]
 
 
 def _chunks(w: Workload, rows: int, threads: int) -> tuple[int, ...]:

@@ -147,8 +147,12 @@ class Workload(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
 
     @property
     def key(self) -> str:
-        """A stable identity: equal workloads, and only they, have equal keys."""
-        return hashlib.sha256(msgspec.json.encode(self, order="sorted")).hexdigest()[:16]
+        """A stable identity: equal workloads, and only they, have equal keys.
+
+        Defaults are left out by value: msgspec tells a tuple from its default by identity.
+        """
+        said = {f: v for f, default in _DEFAULTS.items() if (v := getattr(self, f)) != default}
+        return hashlib.sha256(msgspec.json.encode(said, order="sorted")).hexdigest()[:16]
 
     @property
     def label(self) -> str:
@@ -162,6 +166,9 @@ class Workload(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
         name = f"{self.op}:{self.kind}" if self.kind else self.op
         kernel += "".join(f"+{e}" for e in self.mid_epilogue if e != "bias")
         return f"{name}{kernel}{step}{batch} {self.ih}x{self.iw} {chans}{tail}"
+
+
+_DEFAULTS = {field.name: field.default for field in msgspec.structs.fields(Workload)}
 
 
 class Task(msgspec.Struct, frozen=True, kw_only=True):

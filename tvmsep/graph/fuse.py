@@ -1,4 +1,4 @@
-"""Plans in which one kernel computes a depthwise convolution and the pointwise one after it."""
+"""Plans in which a depthwise convolution and the pointwise one that reads it are one kernel."""
 
 from __future__ import annotations
 

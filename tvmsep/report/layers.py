@@ -68,7 +68,7 @@ def layers(plan: Plan) -> list[Layer]:
                 )
             )  # fmt: skip
             continue
-        windowed = w.op in ("conv", "depthwise", "pointwise", "pool")
+        windowed = w.op in ("conv", "depthwise", "pointwise", "dwpw", "pool")
         rows.append(
             Layer(
                 name=step.output,
