@@ -2,18 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import nullcontext
 from dataclasses import replace
 from pathlib import Path
 from types import TracebackType
-from typing import TYPE_CHECKING, Self
+from typing import TYPE_CHECKING, Any, Self
 
 import numpy as np
 
 from tvmsep.codegen.reference import Array
 from tvmsep.contracts import BoardError, Config, Failure, Target, Task, Workload
-from tvmsep.measure import builder, peak, session
+from tvmsep.measure import bandwidth, builder, peak, session
+from tvmsep.measure.bandwidth import Bandwidth
 from tvmsep.measure.local import LOCAL_KEY, LocalServer
 from tvmsep.measure.lock import HostLock, Scratch
 from tvmsep.measure.network import RUNS, WARM_RUNS, NetworkJob, NetworkTimes
@@ -272,7 +273,8 @@ class Farm:
                 self._connected = False
                 return Failed("runtime_error", str(exc))
         whole_s = tuple(np.concatenate(found[None]).tolist()) if whole else ()
-        return NetworkTimes([_by_workload(plan, found[i]) for i in range(count)], whole_s)
+        steps = [np.concatenate(found[i]) for i in range(count)]
+        return NetworkTimes([_by_workload(plan, times) for times in steps], whole_s, steps)
 
     def _build_networks(
         self, plan: Plan, choices: Sequence[Mapping[Workload, tuple[str, Config]]], whole: bool
@@ -301,16 +303,39 @@ class Farm:
         Raises:
             BoardError: the board does not answer, or cannot run the target's code.
         """
+        call = (self.target, self._scratch.path)
+        return float(self._of_board(peak.build, call, session.peak_flops))
+
+    def bandwidths(self, threads: int) -> list[Bandwidth]:
+        """The measured bandwidth of each level of the board's memory, the fastest first.
+
+        Takes about a second.
+
+        Raises:
+            BoardError: as `peak_flops_per_core`, or the board has not so many threads.
+        """
+        call = (self.target, threads, self._scratch.path)
+        found = self._of_board(bandwidth.build, call, session.bandwidths, threads)
+        assert isinstance(found, list)
+        return found
+
+    def _of_board(
+        self,
+        build: Callable[..., Path],
+        call: tuple[Any, ...],
+        measure: Callable[..., Any],
+        *how: Any,
+    ) -> Any:
+        """Compile a kernel that measures the board, and run it there."""
         self.connect()
         assert self._pool is not None and self._runner is not None
-        call = (self.target, self._scratch.path)
-        (library,) = self._pool.map(peak.build, [call], self._build_timeout_s)
+        (library,) = self._pool.map(build, [call], self._build_timeout_s)
         if not isinstance(library, Path):
             raise BoardError(f"cannot compile for target {self.target.name}: {library}")
         with self._lock.hold(exclusive=True):
             try:
-                flops = self._runner.call(
-                    session.peak_flops, library, self.target, limit_s=self._run_timeout_s
+                return self._runner.call(
+                    measure, library, self.target, *how, limit_s=self._run_timeout_s
                 )
             except (WorkerDied, WorkerTimeout, WorkerError) as exc:
                 self._connected = False
@@ -318,7 +343,6 @@ class Farm:
                     f"board {self.board.name} does not run code for {self.target.name}: {exc}; "
                     "is it the right target?"
                 ) from exc
-        return float(flops)
 
     def connect(self) -> Board:
         """Open a session now, so that a wrong address shows before anything is built.
@@ -365,11 +389,10 @@ class Farm:
         return Worker(session.warm, {"TVM_USE_RUNTIME_LIB": "1"})
 
 
-def _by_workload(plan: Plan, rounds: list[Array]) -> dict[Workload, tuple[float, ...]]:
+def _by_workload(plan: Plan, times: Array) -> dict[Workload, tuple[float, ...]]:
     """Seconds of each workload in each run, averaged over its steps, from seconds of each step."""
     at: dict[Workload, list[int]] = {}
     for i, step in enumerate(plan.steps):
         if step.workload is not None:
             at.setdefault(step.workload, []).append(i)
-    times = np.concatenate(rounds)
     return {w: tuple(times[:, places].mean(axis=1).tolist()) for w, places in at.items()}

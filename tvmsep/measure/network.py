@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -28,6 +28,8 @@ class NetworkTimes:
     """For each variant and workload one value a run: the mean over the places that use it."""
     whole_s: tuple[float, ...]
     """Seconds of the first variant without readings between its kernels, one value a run."""
+    steps: list[Array] = field(default_factory=list)
+    """For each variant the seconds of every step in every run: `[runs, steps]`."""
 
 
 @dataclass(frozen=True)
