@@ -218,7 +218,7 @@ def tune(
     )
     _check_labels(labels, prepared.imported)
     if tracker is None:
-        _must_fit(prepared.target)
+        must_fit(prepared.target)
     prior = _prior(warm_start, prepared.target)
     with LogFile(log_path, target=prepared.target.name) as records:
         say(f"{len(prepared.tasks())} tasks for {prepared.target.name}; log {records.path}")
@@ -348,7 +348,7 @@ def build(
     Raises:
         TvmsepError: a user's mistake; nothing was written.
     """
-    from tvmsep.logs import best_trials, read_log, shipped_logs
+    from tvmsep.logs import best_trials
 
     path = Path(out)
     check_writable(path)
@@ -358,20 +358,32 @@ def build(
         model, target=target, threads=threads, shapes=shapes, example_inputs=example_inputs
     )
     _check_labels(labels, prepared.imported)
-    sources = shipped_logs(prepared.target.name) if logs is None else [Path(p) for p in logs]
+    trials = read_trials(prepared.target, logs)
+    return _write(prepared, path, best_trials(trials), len(trials), say, preprocess, labels, None)
+
+
+def read_trials(target: Target, logs: Sequence[str | os.PathLike[str]] | None) -> list[Trial]:
+    """The trials of logs or bundles, of the shipped logs if `logs` is None.
+
+    Raises:
+        InputError: a log cannot be read, or is of another target.
+    """
+    from tvmsep.logs import read_log, shipped_logs
+
+    sources = shipped_logs(target.name) if logs is None else [Path(p) for p in logs]
     trials: list[Trial] = []
     for source in sources:
         found = read_log(source)
-        wrong = {t.target for t in found} - {prepared.target.name}
+        wrong = {t.target for t in found} - {target.name}
         if wrong:
             raise InputError(
-                f"log {source} is for {', '.join(sorted(wrong))}, this build is for "
-                f"{prepared.target.name}: give a log of that target"
+                f"log {source} is for {', '.join(sorted(wrong))}, not for the target "
+                f"{target.name}: give a log of that target"
             )
         if not all(t.measured for t in found):
             raise InputError(f"log {source} is of a board that measures nothing: give another")
         trials += found
-    return _write(prepared, path, best_trials(trials), len(trials), say, preprocess, labels, None)
+    return trials
 
 
 def _check_labels(labels: Sequence[str] | None, imported: Imported) -> None:
@@ -383,7 +395,12 @@ def _check_labels(labels: Sequence[str] | None, imported: Imported) -> None:
         )
 
 
-def _must_fit(target: Target) -> None:
+def must_fit(target: Target) -> None:
+    """See that a target's code can be measured on this host.
+
+    Raises:
+        TargetError: it cannot.
+    """
     from tvmsep.contracts import TargetError
     from tvmsep.targets import misfit
 

@@ -322,11 +322,19 @@ def inspect(
         bool,
         typer.Option(help="Measure each separable block against a standard convolution here."),
     ] = False,
+    roofline: Annotated[
+        bool,
+        typer.Option(help="Time each layer in its network here against the board's limits."),
+    ] = False,
     budget: Annotated[
         str | None, typer.Option(metavar="TIME", help="With --savings: tune both forms first.")
     ] = None,
     log: Annotated[
-        Path | None, typer.Option(help="With --savings: log to take configs from and append to.")
+        Path | None,
+        typer.Option(
+            help="Log to take configs from: with --savings it is appended to; with --roofline it "
+            "may be a bundle, and without it the shipped logs are used."
+        ),
     ] = None,
     shape: ShapesOption = None,
     as_json: AsJson = False,
@@ -334,8 +342,12 @@ def inspect(
     """Show a model's layers, what they cost, and what separability saves."""
     from tvmsep import api
 
-    if (budget or log) and not savings:
-        raise InputError("--budget and --log belong to --savings: give it too")
+    if savings and roofline:
+        raise InputError("--savings and --roofline are two tables: give one of them")
+    if budget and not savings:
+        raise InputError("--budget belongs to --savings: give it too")
+    if log and not (savings or roofline):
+        raise InputError("--log belongs to --savings and --roofline: give one of them too")
     prepared = api.prepare(
         model,
         target=target,
@@ -347,6 +359,10 @@ def inspect(
         from tvmsep.cli.savings import show_savings
 
         show_savings(prepared, plan, options.seconds(budget), log, as_json)
+    elif roofline:
+        from tvmsep.cli.roofline import show_roofline
+
+        show_roofline(prepared, plan, log, as_json)
     else:
         _show_layers(prepared.imported.name, plan, as_json)
 

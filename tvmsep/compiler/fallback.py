@@ -12,7 +12,9 @@ Strategy
     3. Reduction over the axis that lies together in memory: `rfactor` into one partial result a
        lane: LLVM may not reorder a sum of floats by itself, so it could not use vectors.
     4. Other reductions (a channel sum, a matrix product): reduce outside, vector inside.
-    5. A block that TVM refuses to rewrite this way keeps its loops: right before fast.
+    5. Calls of libm become polynomials where there is one (`compiler/libm.py`), last: inlining
+       must still see what is expensive to compute twice.
+    6. A block that TVM refuses to rewrite this way keeps its loops: right before fast.
 
 Why no more
     These operators move data; past one vector an instruction and an even share a core there is
@@ -25,6 +27,7 @@ import math
 from typing import TYPE_CHECKING, Any
 
 from tvmsep.compiler.emit import SCHEDULED
+from tvmsep.compiler.libm import FUNCTIONS, without_libm
 from tvmsep.contracts import Target
 
 if TYPE_CHECKING:
@@ -43,7 +46,8 @@ def schedule_rest(mod: IRModule, target: Target) -> IRModule:
 
     for var, func in list(mod.functions_items()):
         if isinstance(func, tirx.PrimFunc) and SCHEDULED not in (func.attrs or {}):
-            mod[var] = _schedule(func, target).with_attr(SCHEDULED, "fallback")
+            scheduled = without_libm(_schedule(func, target))
+            mod[var] = scheduled.with_attr(SCHEDULED, "fallback")
     return mod
 
 
@@ -75,9 +79,13 @@ def _schedule(func: tirx.PrimFunc, target: Target) -> tirx.PrimFunc:
 
 
 def _worth_inlining(sch: Any, block: Any) -> bool:
-    """1.: nothing is computed twice."""
+    """1.: nothing is computed twice, and one polynomial does not feed another."""
     consumers = sch.get_consumers(block)
     if not consumers or not sch.get_loops(block):
+        return False
+    if {*FUNCTIONS} & _calls(sch.get(block).body) and any(
+        {*FUNCTIONS} & _calls(sch.get(c).body) for c in consumers
+    ):
         return False
     if len(consumers) == 1 and _points(sch, consumers[0]) <= _points(sch, block):
         return True
@@ -88,14 +96,14 @@ def _points(sch: Any, block: Any) -> int:
     return math.prod(int(sch.get(lp).extent) for lp in sch.get_loops(block))
 
 
-def _calls(stmt: Any) -> bool:
-    """Whether a statement calls a function such as `exp` (a condition is no call)."""
+def _calls(stmt: Any) -> set[str]:
+    """The functions such as `exp` that a statement calls (a condition is no call)."""
     import tvm_ffi
     from tvm import ir
 
     found: set[str] = set()
     tvm_ffi.structural_walk(stmt, (ir.Call, lambda call: found.add(getattr(call.op, "name", ""))))
-    return bool(found - {"tirx.if_then_else", "tirx.likely"})
+    return found - {"tirx.if_then_else", "tirx.likely"}
 
 
 def _block(sch: Any, block: Any, target: Target) -> None:

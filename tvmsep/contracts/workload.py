@@ -140,9 +140,13 @@ class Workload(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
 
     @property
     def bytes_moved(self) -> int:
-        """Bytes that must move once: input, weights, output, and the residual if there is one."""
+        """Bytes that must move once: all inputs, weights, and the output."""
         out = self.n * self.oc * self.oh * self.ow
         res = out * self.epilogue.count("add")
+        if self.op == "eltwise" and self.kind in ("add", "mul"):
+            res += out
+        elif self.op == "eltwise" and self.kind == "scale":
+            res += self.n * self.oc
         return 4 * (self.n * self.ic * self.ih * self.iw + self.params + out + res)
 
     @property

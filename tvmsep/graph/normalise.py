@@ -16,6 +16,7 @@ from tvmsep.contracts import ModelError
 from tvmsep.graph.activations import recognise
 from tvmsep.graph.interpret import channel_affine, pool_workload
 from tvmsep.graph.ir import VIEWS, Array, Graph, Node
+from tvmsep.schedules.epilogue import EXPONENTIAL
 
 
 def normalise(graph: Graph) -> Graph:
@@ -205,11 +206,13 @@ def _fuse(graph: Graph) -> None:
                 continue
         elif node.op == "act":
             src = producer(node.inputs[0])
-            if src is not None and src.op in ("conv", "eltwise", "pool"):
-                src.epilogue.append(node.attrs["name"])
+            name = node.attrs["name"]
+            second = name in EXPONENTIAL and src is not None and {*EXPONENTIAL} & {*src.epilogue}
+            if src is not None and src.op in ("conv", "eltwise", "pool") and not second:
+                src.epilogue.append(name)
                 absorb(src, node)
                 continue
-            node.op, node.epilogue, node.attrs = "eltwise", [node.attrs["name"]], {"kind": "act"}
+            node.op, node.epilogue, node.attrs = "eltwise", [name], {"kind": "act"}
         elif node.op == "add" and _same_shapes(graph, node):
             if node.inputs[0] != node.inputs[1]:
                 sources = [p for p in map(producer, node.inputs) if p is not None]

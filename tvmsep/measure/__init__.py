@@ -5,6 +5,7 @@
 - `worker`: processes that run functions under a time limit and can be killed;
 - `builder`, `harness`: from a config to a shared library that times its own kernel;
 - `server`: the RPC server that survives its candidates;
+- `peak`, `bandwidth`: what the board can do at most;
 - `session`, `network`: the board's end, run in a worker: candidates alone, and in their network;
 - `slot`: one board at work; `dispatch`: the queue for all of them, and what happens when they go;
 - `tracker`, `host`: which boards there are, and which of them share a machine;

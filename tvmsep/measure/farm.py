@@ -12,7 +12,8 @@ import numpy as np
 
 from tvmsep.codegen.reference import Array
 from tvmsep.contracts import BoardError, Config, Failure, Target, Task, Workload
-from tvmsep.measure import builder, peak, session
+from tvmsep.measure import bandwidth, builder, peak, session
+from tvmsep.measure.bandwidth import Bandwidth
 from tvmsep.measure.dispatch import Dispatch, Job
 from tvmsep.measure.local import LOCAL_KEY, LocalServer
 from tvmsep.measure.lock import HostLock, Scratch
@@ -295,8 +296,9 @@ class Farm:
             return answer
         board, found = answer
         whole_s = tuple(np.concatenate(found[None]).tolist()) if whole else ()
-        kernels = [_by_workload(p, found[i]) for i, p in enumerate(plans)]
-        return NetworkTimes(kernels, whole_s, board)
+        steps = [np.concatenate(found[i]) for i in range(count)]
+        kernels = [_by_workload(p, times) for p, times in zip(plans, steps, strict=True)]
+        return NetworkTimes(kernels, whole_s, board, steps)
 
     def _build_networks(
         self,
@@ -334,18 +336,37 @@ class Farm:
         Raises:
             BoardError: no board answers, or it cannot run the target's code.
         """
-        self.connect()
-        assert self._pool is not None
-        call = (self.target, self._scratch.path)
-        (library,) = self._pool.map(peak.build, [call], self._build_timeout_s)
-        if not isinstance(library, Path):
-            raise BoardError(f"cannot compile for target {self.target.name}: {library}")
+        library = self._measuring_library(peak.build, self.target, self._scratch.path)
         reference = partial(_reference, library, self.target, self._limits.run_s)
         try:
             flops = self._dispatch.survey(reference, SURVEY_S)
         except BoardError as exc:
             raise BoardError(f"{exc}; is it the right target?") from exc
         return float(np.median(list(flops.values())))
+
+    def bandwidths(self, threads: int) -> list[Bandwidth]:
+        """The measured bandwidth of each level of a board's memory, the fastest first.
+
+        Takes about a second.
+
+        Raises:
+            BoardError: as `peak_flops_per_core`, or the board has not so many threads.
+        """
+        library = self._measuring_library(bandwidth.build, self.target, threads, self._scratch.path)
+        limit_s = self._limits.run_s
+        answer = self._ask(partial(_bandwidths, library, self.target, threads, limit_s))
+        if isinstance(answer, Failed):
+            raise BoardError(f"its bandwidth cannot be measured: {answer.detail}")
+        return list(answer)
+
+    def _measuring_library(self, build: Callable[..., Path], *call: Any) -> Path:
+        """Compile a kernel that measures the board itself."""
+        self.connect()
+        assert self._pool is not None
+        (library,) = self._pool.map(build, [call], self._build_timeout_s)
+        if not isinstance(library, Path):
+            raise BoardError(f"cannot compile for target {self.target.name}: {library}")
+        return library
 
     def connect(self) -> Board:
         """Open a session now, so that a wrong address shows before anything is built.
@@ -379,6 +400,17 @@ def _reference(library: Path, target: Target, limit_s: float, slot: Slot) -> flo
         return float(slot.call(session.peak_flops, library, target, limit_s=limit_s))
 
 
+def _bandwidths(
+    library: Path, target: Target, threads: int, limit_s: float, slot: Slot
+) -> list[Bandwidth] | Failed:
+    try:
+        with slot.timing():
+            found = slot.call(session.bandwidths, library, target, threads, limit_s=limit_s)
+    except WorkerError as exc:
+        return Failed("runtime_error", str(exc), slot.board.name)
+    return list(found)
+
+
 def _time_networks(
     job: NetworkJob, target: Target, turns: list[int | None], rounds: int, slot: Slot
 ) -> tuple[str, dict[int | None, list[Array]]] | Failed:
@@ -395,11 +427,10 @@ def _time_networks(
     return slot.board.name, found
 
 
-def _by_workload(plan: Plan, rounds: list[Array]) -> dict[Workload, tuple[float, ...]]:
+def _by_workload(plan: Plan, times: Array) -> dict[Workload, tuple[float, ...]]:
     """Seconds of each workload in each run, averaged over its steps, from seconds of each step."""
     at: dict[Workload, list[int]] = {}
     for i, step in enumerate(plan.steps):
         if step.workload is not None:
             at.setdefault(step.workload, []).append(i)
-    times = np.concatenate(rounds)
     return {w: tuple(times[:, places].mean(axis=1).tolist()) for w, places in at.items()}

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -31,6 +31,8 @@ class NetworkTimes:
     """Seconds of the first variant without readings between its kernels, one value a run."""
     board: str = ""
     """Which one, where the farm has several."""
+    steps: list[Array] = field(default_factory=list)
+    """For each variant the seconds of every step in every run: `[runs, steps]`."""
 
 
 @dataclass(frozen=True)

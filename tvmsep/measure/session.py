@@ -21,7 +21,8 @@ from tvmsep.codegen import example_inputs, reference, relative_error
 from tvmsep.codegen.reference import Array, unblock
 from tvmsep.compiler import stamps_dtype
 from tvmsep.contracts import BoardError, Target, Task
-from tvmsep.measure import harness, host, peak
+from tvmsep.measure import bandwidth, harness, host, peak
+from tvmsep.measure.bandwidth import Bandwidth
 from tvmsep.measure.network import NetworkJob, OnBoardNetwork
 from tvmsep.measure.results import Built, Failed, Measured, shorten
 
@@ -229,6 +230,13 @@ class Session:
         self._remote.upload(str(library), name)
         return peak.measure(self._remote, self._remote.load_module(name), target)
 
+    def bandwidths(self, library: Path, target: Target, threads: int) -> list[Bandwidth]:
+        """Of each level of the memory, with a library that `bandwidth.build` made."""
+        self._set_threads(threads)
+        name = "bandwidth.so"
+        self._remote.upload(str(library), name)
+        return bandwidth.measure(self._remote, self._remote.load_module(name), target, threads)
+
 
 def _repeats(each_s: float) -> int:
     """How many repeats of `each_s` seconds make a trial."""
@@ -319,6 +327,12 @@ def peak_flops(library: Path, target: Target) -> float:
     """`Session.peak_flops` on the worker's session."""
     assert _open is not None
     return _open.peak_flops(library, target)
+
+
+def bandwidths(library: Path, target: Target, threads: int) -> list[Bandwidth]:
+    """`Session.bandwidths` on the worker's session."""
+    assert _open is not None
+    return _open.bandwidths(library, target, threads)
 
 
 def measure(task: Task, built: Built, repeats: int | None) -> Measured | Failed:
