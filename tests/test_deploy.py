@@ -164,8 +164,8 @@ PYTHON = f"""#!/bin/sh
 case "$1 $2" in
 "- stop") exec {sys.executable} "$@" ;;
 "-m venv")
-    flock -n "$4/../serve.lock" true && echo cleared >> "$4/../log"
-    mkdir -p "$4/bin" && cp "$0" "$4/bin/python" ;;
+    mkdir -p "$4/bin" && cp "$0" "$4/bin/python"
+    flock -n "$4/../serve.lock" true && echo cleared >> "$4/../log" ;;
 esac
 """
 """Makes venvs in no time; says so if no server runs meanwhile."""

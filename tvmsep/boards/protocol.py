@@ -65,7 +65,7 @@ class _Line:
         else:
             try:
                 self.sock = socket.create_connection(place, timeout=timeout_s)
-            except (UnicodeError, OverflowError) as error:  # a tracker names any address
+            except UnicodeError as error:  # a tracker names any address
                 raise OSError(0, f"{show(place)} is no address") from error
             self.sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
 
