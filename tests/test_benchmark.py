@@ -336,6 +336,10 @@ def test_failures_are_data(runner: Runner) -> None:
     runner.timeout_s = 3.0
     result = runner.measure(fake("hangs"), Turn("hangs", 1), reference)
     assert result == Failure("timeout", "no end after 3 s")
+    with pytest.raises(InputError, match=r"net: .* hangs \(timeout: .*--timeout"):
+        runner.reference(fake("hangs"))
+    with pytest.raises(InputError, match=r"net: .* crashes \(crash: .*a network that it can run"):
+        runner.reference(fake("crashes"))
 
 
 def test_a_timeout_ends_the_whole_group(tmp_path: Path) -> None:

@@ -26,6 +26,7 @@ from tvmsep.boards.facts import Cache, Facts, here, misfit
 from tvmsep.boards.lookup import summary
 from tvmsep.boards.protocol import PUT, REQUEST, SUMMARY, UPDATE_INFO, TrackerLine
 from tvmsep.contracts import BoardError
+from tvmsep.measure import facts as collected
 from tvmsep.targets import load_target
 
 pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="reads /proc")
@@ -265,8 +266,22 @@ def test_doctor_and_targets_new_refuse(up: tuple[Running, Running, int], tmp_pat
     at = server.rsplit(":", 1)[1]
     refused("board", "serve", "--key", "pi", "--port", at, says=[at, "in use", "--port"])
     refused("board", "serve", "--key", "a b", says=["'a b'", "letters"])
+    refused("boards", "--rpc", "h:²", says=["h:²", "write host:9190"])
+    refused("boards", "--rpc", "a..b:9190", says=["--rpc", "'a..b'", "no host"])
+    refused("tracker", "--host", "a..b", says=["--host", "'a..b'", "no host"])
+    refused("board", "serve", "--key", "pi", "--host", "a..b", says=["--host", "no host"])
+    nowhere = str(tmp_path / "none" / "x.json")
+    for more in ([], ["--detach"]):
+        refused("board", "serve", "--key", "pi", "--port", "0", "--state", nowhere, *more,
+                says=["cannot write", str(tmp_path / "none"), "choose another"])  # fmt: skip
     refused("board", "serve", "--key", "pi", "--tracker", "192.0.2.1:9190", says=["--host"])
     assert not list(tmp_path.iterdir())
+
+
+def test_an_address_that_is_none_is_not_reached() -> None:
+    """As a tracker may name it: an error like any other of a socket."""
+    with pytest.raises(OSError, match="is no address"):
+        TrackerLine(("a..b", 9))
 
 
 def test_an_open_port_is_warned_of(tmp_path: Path) -> None:
@@ -327,6 +342,16 @@ def test_doctor_on_this_host() -> None:
     done = run("board", "doctor")
     assert done.returncode == 0, done.stdout + done.stderr
     assert "GFLOP/s on one core" in done.stdout and "\ncan be tuned" in done.stdout
+
+
+@pytest.mark.parametrize("folder", ["boards/new", "~/boards", "~nobody-here/x", "/boards/new"])
+def test_facts_about_a_folder_that_is_yet_to_be(folder: str) -> None:
+    done = subprocess.run(
+        [sys.executable, "-", folder],
+        input=Path(collected.__file__).read_bytes(), capture_output=True, timeout=30,
+    )  # fmt: skip
+    seen = json.loads(done.stdout)
+    assert seen["disk_free_bytes"] > 0 and seen["bits"] == here().bits in (32, 64)
 
 
 def test_doctor_judges() -> None:

@@ -5,15 +5,22 @@ from __future__ import annotations
 import getpass
 import os
 import signal
+import subprocess
 import sys
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
+import msgspec
 import pytest
 from boards_kit import Running, Sshd, alive, free_port, run, running, sshd, tree, until
 
-from tvmsep.boards import background, remove, wheel
+from tvmsep.boards import background, deploy, remove, wheel
+from tvmsep.boards.facts import Facts, here
+from tvmsep.boards.ssh import Ssh
+from tvmsep.boards.supervise import START_TIMEOUT_S as SUPERVISED_S
+from tvmsep.contracts import BoardError
+from tvmsep.targets import load_target
 
 pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="reads /proc")
 DESTINATION = f"{getpass.getuser()}@127.0.0.1"
@@ -133,3 +140,81 @@ def test_undeploy_removes_nothing_that_is_not_ours(server: Sshd, tmp_path: Path)
     (tmp_path / "precious").write_text("x")
     said = board(server, "undeploy", "--dir", str(tmp_path), state=tmp_path / "state")
     assert "no " in said and (tmp_path / "precious").exists()
+
+
+def test_limits_enclose_those_within() -> None:
+    """Else the outer one strikes first, and its message says nothing."""
+    assert SUPERVISED_S < background.START_TIMEOUT_S < deploy.SERVER_TIMEOUT_S
+    assert deploy.SERVER_TIMEOUT_S + SUPERVISED_S < deploy.TUNNEL_TIMEOUT_S
+
+
+class Here(Ssh):
+    """This machine's shell in the place of a board's."""
+
+    def run(
+        self, command: Sequence[str] | str, *, send: bytes = b"", timeout_s: float = 30.0
+    ) -> str:
+        words = ["sh", "-c", command] if isinstance(command, str) else command
+        return subprocess.run(
+            words, input=send, stdout=subprocess.PIPE, check=True, timeout=timeout_s
+        ).stdout.decode()
+
+
+PYTHON = f"""#!/bin/sh
+case "$1 $2" in
+"- stop") exec {sys.executable} "$@" ;;
+"-m venv")
+    mkdir -p "$4/bin" && cp "$0" "$4/bin/python"
+    flock -n "$4/../serve.lock" true && echo cleared >> "$4/../log" ;;
+esac
+"""
+"""Makes venvs in no time; says so if no server runs meanwhile."""
+
+
+def asked(folder: Path) -> deploy.Asked:
+    return deploy.Asked(
+        load_target("x86-avx2"), "pi", str(folder), 0, "h:1", None, None, True, None
+    )
+
+
+def test_what_is_installed_already(tmp_path: Path) -> None:
+    pythons = [tmp_path / name for name in ("one", "two")]
+    for python in pythons:
+        python.write_text(PYTHON)
+        python.chmod(0o755)
+    folder = tmp_path / "board"
+    folder.mkdir()
+    (folder / remove.MARK).touch()
+    code = f"import time; from tvmsep.boards.background import *; s = State(Path({str(folder)!r}"
+    server = subprocess.Popen([sys.executable, "-c", code + ") / 'serve.json'); time.sleep(60)"])
+    until(lambda: remove.holder(str(folder / "serve.lock")), "a server")
+    facts = here()
+
+    def installs(python: Path, facts: Facts) -> bool:
+        said: list[str] = []
+        made = deploy.install(
+            Here("board"), str(python), facts, asked(folder), str(folder), said.append
+        )
+        assert made == f"{folder}/venv/bin/python"
+        return "this tvmsep is installed there already" not in said
+
+    try:
+        assert installs(pythons[0], facts)
+        assert server.wait(timeout=10) == -signal.SIGTERM
+    finally:
+        server.kill()
+    assert not installs(pythons[0], facts)
+    assert installs(pythons[1], facts)
+    assert installs(pythons[1], msgspec.structs.replace(facts, python="3.99.0"))
+    (folder / "venv/bin/python").write_text("#!/nonexistent/python\n")
+    assert installs(pythons[1], msgspec.structs.replace(facts, python="3.99.0"))
+    assert (folder / "log").read_text() == 4 * "cleared\n"
+
+
+def test_a_32_bit_system_is_refused() -> None:
+    """Its kernel may well be a 64-bit one, which is what `uname` speaks of."""
+    board = msgspec.structs.replace(
+        here(), machine="x86_64", bits=32, features=(), vendor="", python="3.11.2"
+    )
+    with pytest.raises(BoardError, match="32-bit Python on a 64-bit kernel.*install the 64-bit"):
+        list(deploy.check(board, asked(Path("/x"))))

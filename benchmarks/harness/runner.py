@@ -16,6 +16,7 @@ from harness.model import Network, relative_error
 from harness.process import Failure, run
 from harness.protocol import Job, write_job
 from harness.rounds import Sample, Turn
+from tvmsep.contracts import InputError
 
 BENCHMARKS = Path(__file__).parents[1]
 PREPARE_TIMEOUT_S = 900.0
@@ -97,11 +98,18 @@ class Runner:
         """What `engine`, in the interpreter that runs us, makes of the inputs: [2, outputs].
 
         Raises:
-            RuntimeError: it gives no answer.
+            InputError: it cannot run the network, or not in time.
         """
         said = self._ask("measure", engine, Path(sys.executable), 1, 1, self.timeout_s)
         if isinstance(said, Failure):
-            raise RuntimeError(f"no reference from {engine.name}: {said}")
+            advice = (
+                "give a larger --timeout"
+                if said.kind == "timeout"
+                else f"outputs are compared with {engine.name}'s: give a network that it can run"
+            )
+            raise InputError(
+                f"{self.network.spec}: no reference from {engine.name} ({said}); {advice}"
+            )
         return self._outputs(engine, 1)
 
     def measure(self, engine: Engine, turn: Turn, reference: np.ndarray) -> Sample | Failure:

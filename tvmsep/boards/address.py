@@ -23,9 +23,25 @@ def host_port(text: str, flag: str) -> tuple[str, int]:
         InputError: anything else.
     """
     host, _, port = text.rpartition(":")
-    if not host or not port.isdigit() or not 0 < int(port) < 65536:
+    number = int(port) if port.isascii() and port.isdigit() and len(port) < 6 else 0
+    if not host or not 0 < number < 65536:
         raise InputError(f"{flag} {text!r} is not an address: write host:9190")
-    return host.removeprefix("[").removesuffix("]"), int(port)
+    return valid_host(host.removeprefix("[").removesuffix("]"), flag), number
+
+
+def valid_host(host: str, flag: str) -> str:
+    """A host that a socket can be asked for; whether there is one is another question.
+
+    Raises:
+        InputError: no name of a host looks like this.
+    """
+    try:
+        host.encode("idna")
+    except UnicodeError as error:
+        raise InputError(
+            f"{flag}: {host!r} is no host: the parts between its dots have 1 to 63 characters"
+        ) from error
+    return host
 
 
 def place(text: str, flag: str) -> Place:

@@ -30,8 +30,10 @@ import msgspec
 import platformdirs
 
 from tvmsep.boards import background, remove, wheel
+from tvmsep.boards.background import START_TIMEOUT_S
 from tvmsep.boards.facts import Facts, misfit, parse, version_mismatch
 from tvmsep.boards.ssh import CommandFailed, Ssh
+from tvmsep.boards.supervise import START_TIMEOUT_S as SUPERVISED_S
 from tvmsep.contracts import BoardError, InputError, Target
 
 MIN_PYTHON = (3, 11)
@@ -40,6 +42,13 @@ DISK_BYTES = 1 << 30
 """TVM's wheel alone unpacks to 320 MB, and pip needs room to do it."""
 INSTALL_TIMEOUT_S = 1800.0
 COPY_TIMEOUT_S = 900.0
+SERVER_TIMEOUT_S = START_TIMEOUT_S + 30.0
+"""For a small board to import TVM: above the limit of `serve --detach` there, which starts it."""
+TUNNEL_TIMEOUT_S = SERVER_TIMEOUT_S + SUPERVISED_S + 30.0
+"""Above the sum of the limits within: the server's start, then the connection's."""
+STOP_TIMEOUT_S = 60.0
+"""Above what `remove.stop` takes when a process does not heed SIGTERM."""
+_WITH_WHEELS = ("x86_64", "aarch64")
 _PYTHONS = ("python3.14", "python3.13", "python3.12", "python3.11", "python3")
 _INSTALLED = "installed"
 
@@ -126,13 +135,18 @@ def check(facts: Facts, asked: Asked) -> Iterator[str]:
     why = misfit(facts, asked.target)
     if why:
         raise BoardError(f"{why}; `tvmsep targets` lists others, `tvmsep targets new` writes one")
+    if facts.bits == 32 and facts.machine in _WITH_WHEELS:
+        raise BoardError(
+            f"{where} has a 32-bit Python on a 64-bit kernel, which cannot load code for "
+            f"{facts.machine}: install the 64-bit system, or name a 64-bit Python with --python"
+        )
     if _numbers(facts.python) < MIN_PYTHON:
         raise BoardError(
             f"{where} has Python {facts.python}, and tvmsep needs {MIN_PYTHON[0]}.{MIN_PYTHON[1]} "
             "or newer: install it there, or name one with --python"
         )
     if asked.install:
-        if facts.machine not in ("x86_64", "aarch64"):
+        if facts.machine not in _WITH_WHEELS:
             raise BoardError(
                 f"{where} is {facts.machine}, for which TVM has no wheel: install a 64-bit system, "
                 "or build TVM there and use --no-install --python"
@@ -193,6 +207,8 @@ def install(
 ) -> str:
     """Make the venv, unless this very tvmsep is installed already; answers its Python.
 
+    A server that runs in the old one is ended first: it would go on with files that are gone.
+
     Raises:
         BoardError: there are no wheels here, or something failed on the board.
     """
@@ -207,9 +223,10 @@ def install(
             )
         files += [(p.name, p) for p in copied if not p.name.startswith("tvmsep-")]
     made = f"{folder}/venv/bin/python"
-    stamp = hashlib.sha256(data).hexdigest()
+    stamp = f"{hashlib.sha256(data).hexdigest()} {facts.python} {python}"
     q = shlex.quote
-    seen = ssh.run(f"cat {q(folder)}/{_INSTALLED} 2>/dev/null; true").strip()
+    runs = f"{q(made)} -P -c 'import tvmsep' >/dev/null 2>&1"
+    seen = ssh.run(f"{runs} && cat {q(folder)}/{_INSTALLED} 2>/dev/null; true").strip()
     if seen == stamp:
         say("this tvmsep is installed there already")
         return made
@@ -220,6 +237,8 @@ def install(
         send=_tar(files),
         timeout_s=COPY_TIMEOUT_S,
     )
+    script = Path(remove.__file__).read_bytes()
+    ssh.run([python, "-", "stop", folder], send=script, timeout_s=STOP_TIMEOUT_S)
     say("installing tvmsep and its requirements on the board: some minutes on a small one")
     offline = f"--no-index --find-links {q(folder)}/wheels " if asked.wheels is not None else ""
     try:
@@ -228,7 +247,7 @@ def install(
             f"set -e; {q(python)} -m venv --clear {q(folder)}/venv; "
             f"{q(made)} -m pip install --disable-pip-version-check --quiet {offline}"
             f"{q(folder)}/wheels/{name}; rm -rf {q(folder)}/wheels; "
-            f"echo {stamp} > {q(folder)}/{_INSTALLED}",
+            f"printf '%s\\n' {q(stamp)} > {q(folder)}/{_INSTALLED}",
             timeout_s=INSTALL_TIMEOUT_S,
         )
     except CommandFailed as error:
@@ -303,7 +322,7 @@ def deploy(ssh: Ssh, asked: Asked, say: Callable[[str], None]) -> dict[str, Any]
     (here / "plan.json").write_bytes(msgspec.json.encode(plan))
     say("starting the server and the tunnel")
     command = [sys.executable, "-P", "-m", "tvmsep.boards.tunnel", str(here)]
-    return background.start(command, here / "tunnel.json")
+    return background.start(command, here / "tunnel.json", TUNNEL_TIMEOUT_S)
 
 
 def undeploy(ssh: Ssh, folder: str | None, say: Callable[[str], None]) -> None:
@@ -315,7 +334,8 @@ def undeploy(ssh: Ssh, folder: str | None, say: Callable[[str], None]) -> None:
         say: told what was done.
 
     Raises:
-        BoardError: the board does not answer; what is on this machine has been removed.
+        BoardError: the board does not answer, or the tunnel does not end; what is on this
+            machine stays, for it says what to remove there.
     """
     here = home(ssh)
     if background.stop(here / "tunnel.json"):
@@ -331,7 +351,8 @@ def undeploy(ssh: Ssh, folder: str | None, say: Callable[[str], None]) -> None:
     except CommandFailed as error:
         raise BoardError(f"{ssh.destination} has no python3 to clean up with") from error
     script = Path(remove.__file__).read_bytes()
-    answer = ssh.run([found, "-", "remove", folder], send=script).strip()
+    remove_it = [found, "-", "remove", folder]
+    answer = ssh.run(remove_it, send=script, timeout_s=STOP_TIMEOUT_S).strip()
     if answer == "absent":
         say(f"{ssh.destination} has no {folder} of ours")
     else:

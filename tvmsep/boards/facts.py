@@ -23,7 +23,9 @@ class Facts(msgspec.Struct, frozen=True):
     """What `tvmsep.measure.facts` collects; defaults stand for what a board cannot say."""
 
     machine: str = ""
-    """`x86_64`, `aarch64`, ..."""
+    """`x86_64`, `aarch64`, ...: the kernel's."""
+    bits: int = 0
+    """Of a pointer in its Python: 32 below a 64-bit kernel is a 32-bit system; 0 if unknown."""
     system: str = ""
     kernel: str = ""
     libc: str = ""

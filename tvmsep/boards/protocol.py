@@ -63,7 +63,10 @@ class _Line:
                 self.sock.close()
                 raise
         else:
-            self.sock = socket.create_connection(place, timeout=timeout_s)
+            try:
+                self.sock = socket.create_connection(place, timeout=timeout_s)
+            except UnicodeError as error:  # a tracker names any address
+                raise OSError(0, f"{show(place)} is no address") from error
             self.sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
 
     def __enter__(self) -> Self:

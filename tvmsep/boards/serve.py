@@ -6,8 +6,8 @@ import sys
 from pathlib import Path
 from typing import Any
 
-from tvmsep.boards.address import is_loopback, valid_key, warn_if_open
-from tvmsep.boards.background import State
+from tvmsep.boards.address import is_loopback, valid_host, valid_key, warn_if_open
+from tvmsep.boards.background import State, program
 from tvmsep.boards.protocol import Place, show
 from tvmsep.boards.registrar import Registrar
 from tvmsep.boards.supervise import Supervisor, say
@@ -64,6 +64,7 @@ def serve(
         BoardError: the server does not start, or clients could not reach it.
     """
     valid_key(key)
+    valid_host(host, "--host")
     given = _advertised(host, tracker, advertise)
     warn_if_open(host, "board's server")
     claim = State(state) if state else None
@@ -82,7 +83,7 @@ def serve(
         bound = int(line.rsplit(":", 1)[1])
         print(f"board {key} at {show((host, bound))}", flush=True)
         if claim:
-            claim.write(host=host, port=bound, key=key, words=sys.argv[1:])
+            claim.write(host=host, port=bound, key=key, **program(sys.argv[1:]))
         if registrar:
             registrar.up(bound)
 

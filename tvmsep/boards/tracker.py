@@ -6,7 +6,7 @@ import socket
 import sys
 from importlib import util
 
-from tvmsep.boards.address import listen_error, warn_if_open
+from tvmsep.boards.address import listen_error, valid_host, warn_if_open
 from tvmsep.boards.protocol import PING, SUCCESS, NotATracker, TrackerLine, show
 from tvmsep.boards.supervise import Supervisor, say
 from tvmsep.contracts import BoardError
@@ -31,10 +31,12 @@ def serve(host: str, port: int) -> None:
         port: port to bind; 0 picks a free one.
 
     Raises:
+        InputError: `host` is none.
         BoardError: the address cannot be bound, or TVM's tracker does not start.
     """
     if util.find_spec("tornado") is None:
         raise BoardError("TVM's tracker needs tornado: pip install 'tvmsep[tune]'")
+    valid_host(host, "--host")
     try:
         family = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0][0]
         listener = socket.create_server((host, port), family=family, backlog=64)

@@ -19,15 +19,13 @@ import msgspec
 
 from tvmsep.boards.address import MAX_UNIX_PATH, host_port
 from tvmsep.boards.background import State
-from tvmsep.boards.deploy import Deployment
+from tvmsep.boards.deploy import SERVER_TIMEOUT_S, Deployment
 from tvmsep.boards.protocol import is_server, show
 from tvmsep.boards.remove import SERVE
 from tvmsep.boards.ssh import Ssh
 from tvmsep.boards.supervise import READY, Supervisor
 from tvmsep.contracts import BoardError, TvmsepError
 
-SERVER_TIMEOUT_S = 180.0
-"""For a small board to import TVM."""
 LOOPBACK = "127.0.0.1"
 _WATCH = """\
 import os, select

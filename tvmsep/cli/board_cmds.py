@@ -97,8 +97,8 @@ def serve(
         words = [w for w in sys.argv[1:] if w != "--detach"]
         state = state.absolute()
         words += ["--state", str(state)]  # the last one counts: the child has its own folder
-        running = background.running(state)
-        if running is None or running.get("words") != words:
+        running, wanted = background.running(state), background.program(words)
+        if running is None or any(running.get(k) != v for k, v in wanted.items()):
             background.stop(state)
             command = [sys.executable, "-P", "-m", "tvmsep.cli", *words]
             running = background.start(command, state)

@@ -12,6 +12,7 @@ import os
 import platform
 import re
 import shutil
+import struct
 import sys
 import time
 from typing import Any
@@ -119,10 +120,10 @@ def collect(folder: str = "~") -> dict[str, Any]:
     """Everything, in some milliseconds; what cannot be known is None, 0 or empty.
 
     Args:
-        folder: whose file system is asked for free space.
+        folder: whose file system is asked for free space; a relative one lies in the home.
     """
     home = os.path.expanduser("~")
-    where = os.path.expanduser(folder)
+    where = os.path.abspath(os.path.join(home, os.path.expanduser(folder)))
     while not os.path.exists(where):
         where = os.path.dirname(where)
     facts: dict[str, Any] = {
@@ -130,6 +131,7 @@ def collect(folder: str = "~") -> dict[str, Any]:
         .lower()
         .replace("amd64", "x86_64")
         .replace("arm64", "aarch64"),
+        "bits": struct.calcsize("P") * 8,
         "system": platform.system(),
         "kernel": platform.release(),
         "libc": " ".join(platform.libc_ver()).strip(),
