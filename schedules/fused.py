@@ -216,7 +216,8 @@ def _chunks(w: Workload, rows: int, threads: int) -> tuple[int, ...]:
 def _register_tiles(w: Workload, t: Target) -> dict[tuple[int, int, int], float]:
     """Rows, columns and output blocks of the promising tiles, with their predicted cost.
 
-    One of a single row is among them, since the rows at hand may be an odd number.
+    One of a single row is among them, since the rows at hand may be an odd number, and those of 12
+    to 24 accumulators, whatever is predicted: 7 by 3 wins where there are three output blocks.
     """
     costs = {
         (h, x, o): tile_cost(t, w.out_block, h * x, o)
@@ -227,7 +228,11 @@ def _register_tiles(w: Workload, t: Target) -> dict[tuple[int, int, int], float]
     }
     single = min((tile for tile in costs if tile[0] == 1), key=lambda tile: costs[tile])
     limit = _SLACK * min(costs.values())
-    return {tile: cost for tile, cost in costs.items() if cost <= limit or tile == single}
+    return {
+        (h, x, o): cost
+        for (h, x, o), cost in costs.items()
+        if cost <= limit or (h, x, o) == single or 12 <= h * x * o <= 24
+    }
 
 
 TEMPLATE = Fused()

@@ -68,7 +68,7 @@ class Measuring(Protocol):
 
     def run_networks(
         self,
-        plan: Plan,
+        plans: Sequence[Plan],
         choices: Sequence[Mapping[Workload, tuple[str, Config]]],
         *,
         rounds: int,
@@ -123,7 +123,7 @@ class _Offline:
 
     def run_networks(
         self,
-        plan: Plan,
+        plans: Sequence[Plan],
         choices: Sequence[Mapping[Workload, tuple[str, Config]]],
         *,
         rounds: int,
