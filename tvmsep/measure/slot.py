@@ -222,7 +222,8 @@ class Slot:
             self.drop()
             if self.own_server is None:
                 raise Lost("upload_error", outcome.detail)
-        return replace(outcome, board=self.board.name)
+        answer: Measured | Failed = replace(outcome, board=self.board.name)
+        return answer
 
     def _prepare(self, task: Task) -> None:
         self.call(session.prepare, task, self._target, limit_s=PREPARE_TIMEOUT_S, blame=False)
