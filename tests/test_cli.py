@@ -93,13 +93,19 @@ def test_tune_says_what_it_did(tuned: Path) -> None:
     assert sum(x.get("phase", "search") == "search" for x in lines) == 3
 
 
-def test_build_verify_run_as_json(tuned: Path, models: Path, tmp_path: Path) -> None:
-    good, log = str(models / "good.onnx"), str(tuned / "net.jsonl")
+def test_build_verify_run_as_json(models: Path, tmp_path: Path) -> None:
+    good, log = str(models / "good.onnx"), "good.jsonl"
+    done = tvmsep("tune", good, "-o", "good.tvmsep", "--threads", "1", "--trials", "2",
+                  cwd=tmp_path)  # fmt: skip
+    assert done.returncode == 0, done.stderr
     built = tvmsep("build", good, "--log", log, "--threads", "1", "-o", "b.tvmsep", "--json",
                    cwd=tmp_path)  # fmt: skip
     assert built.returncode == 0, built.stderr
     report = json.loads(built.stdout)
-    assert report["tuned_tasks"] == 1 and report["bytes"] == (tmp_path / "b.tvmsep").stat().st_size
+    assert (
+        1 <= report["tuned_tasks"] <= 2
+        and report["bytes"] == (tmp_path / "b.tvmsep").stat().st_size
+    )
     checked = tvmsep("verify", "b.tvmsep", good, "--json", cwd=tmp_path)
     assert checked.returncode == 0, checked.stderr
     assert json.loads(checked.stdout)["float64"] < 1e-4

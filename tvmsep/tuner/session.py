@@ -135,7 +135,8 @@ def _choose(
 ) -> tuple[str, tuple[TaskState, list[Config]] | None]:
     """The next batch, or why there is none.
 
-    The task that is being measured comes last; of those never measured the costliest comes first.
+    The task that is being measured comes last; of those never measured the costliest comes first,
+    and kernels that could replace two others when these have their times.
     """
     state = run.state
     if over():
@@ -147,7 +148,13 @@ def _choose(
         return "trials", None
     busy = measuring.state if measuring else None
     order = sorted(
-        state.tasks, key=lambda t: (t is busy, -t.promise_s(), -t.task.count * t.floor_s)
+        state.tasks,
+        key=lambda t: (
+            t is busy,
+            -t.promise_s(),
+            t.task.workload.op == "dwpw",
+            -t.task.count * t.floor_s,
+        ),
     )
     best = next((t for t in order if t.promise_s() > 0.0), None)
     if best is None:
