@@ -248,6 +248,8 @@ def build(
 
 QUIET = 0.05
 """Largest difference between a network's time and the sum of its kernels' on a quiet machine."""
+STEPS_S = 1e-4
+"""What going from kernel to kernel may cost besides."""
 
 
 def _print_report(report: Report, as_json: bool) -> None:
@@ -276,16 +278,16 @@ def _print_report(report: Report, as_json: bool) -> None:
     for v in report.manifest.variants:
         estimate = "" if v.estimate_s is None else f", kernels sum to {v.estimate_s * 1e3:.2f} ms"
         whole = state.whole_s.get(v.threads) if state else None
-        apart = 0.0
+        apart, apart_s = 0.0, 0.0
         if state and whole is not None:
             kernels = state.kernels_s[v.threads]
-            apart = whole / kernels - 1
+            apart, apart_s = whole / kernels - 1, abs(whole - kernels)
             estimate = (
                 f", kernels sum to {kernels * 1e3:.2f} ms, the network takes {whole * 1e3:.2f} ms"
                 f" ({100 * apart:+.0f}%)"
             )
         print(f"{v.threads} thread(s): peak RAM {v.peak_ram_bytes / 1e6:.1f} MB{estimate}")
-        if abs(apart) > QUIET:
+        if abs(apart) > QUIET and apart_s > STEPS_S:
             print(
                 f"  more than {100 * QUIET:.0f}% apart: the machine was not quiet; run this again "
                 "when it is, and the best few are measured anew"
