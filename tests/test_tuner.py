@@ -451,7 +451,7 @@ def test_a_network_that_cannot_be_timed_leaves_the_search_to_decide(tmp_path: Pa
 
 
 def test_a_slow_network_keeps_to_the_budget(tmp_path: Path) -> None:
-    """Each turn of a network of 50 ms costs a second: the fake's clock moves by it."""
+    """A turn of a network of 50 ms is expected to take most of a second: few fit in four."""
 
     class Slow(NetworkFarm):
         turns = 0
