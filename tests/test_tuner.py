@@ -404,6 +404,7 @@ class NetworkFarm(FakeFarm):
         *,
         rounds: int,
         whole: bool,
+        kernels: Sequence[Mapping[Workload, Path]] = (),
     ) -> NetworkTimes | Failed:
         self.networks.append(len(choices))
         by_workload = {t.workload: t for plan in plans for t in plan.tasks(TARGET)}
@@ -456,9 +457,9 @@ def test_a_slow_network_keeps_to_the_budget(tmp_path: Path) -> None:
     class Slow(NetworkFarm):
         turns = 0
 
-        def run_networks(self, plans: Any, choices: Any, *, rounds: int, whole: bool) -> Any:
-            self.turns += len(choices) * rounds
-            return super().run_networks(plans, choices, rounds=rounds, whole=whole)
+        def run_networks(self, plans: Any, choices: Any, **how: Any) -> Any:
+            self.turns += len(choices) * how["rounds"]
+            return super().run_networks(plans, choices, **how)
 
     def seconds(task: Task, config: Config) -> float:
         return 0.01 + bowl(task, config)  # five kernels make a network of 50 ms

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 import tempfile
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -76,8 +77,13 @@ def peak_bytes(lowered: IRModule) -> int:
     return sum(map(int, sizes))
 
 
-def compile_library(lowered: IRModule, target: Target) -> bytes:
+def compile_library(lowered: IRModule, target: Target, kernels: Sequence[Path] = ()) -> bytes:
     """Compile a lowered module and link it; returns the shared library.
+
+    Args:
+        lowered: what `lower` made.
+        target: what to compile for.
+        kernels: object files of those that the module calls and does not hold.
 
     Raises:
         LinkError: with the linker's words.
@@ -92,7 +98,7 @@ def compile_library(lowered: IRModule, target: Target) -> bytes:
         out = Path(folder) / "lib.so"
 
         def link(output: str, objects: list[str], **_: Any) -> None:
-            link_shared([Path(o) for o in objects], Path(output), target)
+            link_shared([*map(Path, objects), *kernels], Path(output), target)
 
         link.output_format = "so"  # type: ignore[attr-defined]
         ex.export_library(str(out), fcompile=link, workspace_dir=folder)

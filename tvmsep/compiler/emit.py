@@ -25,6 +25,7 @@ def emit(
     configs: Mapping[Workload, tuple[str, Config]],
     *,
     stamped_runs: int = 0,
+    extern: Mapping[Workload, str] | None = None,
 ) -> IRModule:
     """One Relax function `main(inputs..., parameters...)`; kernels are shared between equal steps.
 
@@ -34,6 +35,8 @@ def emit(
         configs: template and config of each workload of the plan.
         stamped_runs: above 0, the network takes one parameter more, which `stamps_shape`
             describes, and reads the clock into it before its first step and after each one.
+        extern: names of the kernels if they are not to be part of the module but called there,
+            compiled before; `configs` is not used then.
     """
     from tvm import relax
 
@@ -51,6 +54,8 @@ def emit(
     arguments = [*values.values(), *([clock.stamps] if clock else [])]
 
     def function(w: Workload) -> Any:
+        if extern is not None:
+            return relax.ExternFunc(extern[w])
         if w not in functions:
             template, config = configs[w]
             name = f"{w.op}_{len(functions)}"
@@ -103,7 +108,9 @@ def _kernel_call(
     # Parameter order of every template: x, then w and bias, then y or the residual.
     first = _shaped(builder, values[step.inputs[0]], w.in_shape)
     args = [first, *(values[p] for p in step.params), *(values[i] for i in step.inputs[1:])]
-    call = relax.call_tir(function(w), args, relax.TensorType(w.out_shape, w.dtype))
+    func = function(w)
+    kind = relax.call_dps_packed if isinstance(func, relax.ExternFunc) else relax.call_tir
+    call = kind(func, args, relax.TensorType(w.out_shape, w.dtype))
     out = builder.emit(call, step.output.replace(".", "_"))
     return out if w.out_block else _shaped(builder, out, plan.shapes[step.output])
 

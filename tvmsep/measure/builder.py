@@ -10,6 +10,7 @@ from __future__ import annotations
 import hashlib
 import os
 import tempfile
+from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -83,9 +84,11 @@ def link_candidate(func: tirx.PrimFunc, task: Task, target: Target, outdir: Path
             linked = obj.with_suffix(".so")
             link_shared([obj, timer], linked, target)
             os.replace(linked, so)
+        kept = outdir / f"{program}.o"
+        os.replace(obj, kept)
     finally:
         obj.unlink(missing_ok=True)
-    return Built(so=so, program=program)
+    return Built(so=so, program=program, object=kept)
 
 
 def build_candidate(task: Task, target: Target, config: Config, outdir: Path) -> Built | Failed:
@@ -105,12 +108,26 @@ def build_candidate(task: Task, target: Target, config: Config, outdir: Path) ->
         return Failed("link_error", shorten(str(exc)))
 
 
-def build_network(module: str, target: Target, outdir: Path) -> Path:
+def _renamed(kernel: Path, name: str, outdir: Path) -> Path:
+    """A candidate's object file with its kernel called `name`.
+
+    All names have one length: a relocatable file has no table that is sorted or hashed by them.
+    """
+    out = outdir / f"{kernel.stem}-{name}.o"
+    if not out.exists():
+        part = out.with_suffix(f".{os.getpid()}")
+        part.write_bytes(kernel.read_bytes().replace(harness.KERNEL.encode(), name.encode()))
+        os.replace(part, out)
+    return out
+
+
+def build_network(module: str, target: Target, kernels: Mapping[str, Path], outdir: Path) -> Path:
     """Compile a whole network; runs inside a warm worker.
 
     Args:
         module: what `tvmsep.compiler.emit` made, as `tvm.ir.save_json` wrote it.
         target: what to compile for.
+        kernels: object files of candidates, by the names under which the module calls them.
         outdir: an existing folder.
 
     Raises:
@@ -120,7 +137,8 @@ def build_network(module: str, target: Target, outdir: Path) -> Path:
 
     from tvmsep.compiler import compile_library, lower
 
-    library = compile_library(lower(tvm.ir.load_json(module), target), target)
+    objects = [_renamed(path, name, outdir) for name, path in kernels.items()]
+    library = compile_library(lower(tvm.ir.load_json(module), target), target, objects)
     out = outdir / f"network-{hashlib.sha256(library).hexdigest()[:16]}.so"
     if not out.exists():
         part = out.with_suffix(f".{os.getpid()}")

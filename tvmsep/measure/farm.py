@@ -12,7 +12,7 @@ import numpy as np
 
 from tvmsep.codegen.reference import Array
 from tvmsep.contracts import BoardError, Config, Failure, Target, Task, Workload
-from tvmsep.measure import bandwidth, builder, peak, session
+from tvmsep.measure import bandwidth, builder, harness, peak, session
 from tvmsep.measure.bandwidth import Bandwidth
 from tvmsep.measure.dispatch import Dispatch, Job
 from tvmsep.measure.local import LOCAL_KEY, LocalServer
@@ -267,6 +267,7 @@ class Farm:
         *,
         rounds: int,
         whole: bool = False,
+        kernels: Sequence[Mapping[Workload, Path]] = (),
     ) -> NetworkTimes | Failed:
         """Time kernels where they run: inside their network, compiled once for each choice.
 
@@ -277,6 +278,8 @@ class Farm:
             choices: template and config of each workload, once for each variant.
             rounds: how often each variant has its turn.
             whole: also time the first variant as it will ship, without clock readings inside.
+            kernels: for each variant its candidates' object files, if `build` made them all: they
+                are linked instead of being compiled again.
 
         Returns:
             The times, or `Failed` if the network cannot be compiled or run on the board.
@@ -285,7 +288,7 @@ class Farm:
             TvmsepError: as `build` and `run` do.
         """
         self._check_open()
-        libraries = self._build_networks(plans, choices, whole)
+        libraries = self._build_networks(plans, choices, whole, kernels)
         if isinstance(libraries, Failed):
             return libraries
         count = len(choices)
@@ -305,6 +308,7 @@ class Farm:
         plans: Sequence[Plan],
         choices: Sequence[Mapping[Workload, tuple[str, Config]]],
         whole: bool,
+        kernels: Sequence[Mapping[Workload, Path]],
     ) -> list[Path] | Failed:
         """The libraries of all variants, then the first one's without readings if asked for."""
         import tvm
@@ -313,14 +317,16 @@ class Farm:
 
         assert self._pool is not None
         runs = WARM_RUNS + RUNS
+        named = [dict(zip(k, harness.names(), strict=False)) for k in kernels or [{}] * len(plans)]
         with self._lock.hold(exclusive=False):
-            modules = [
-                emit(plan, self.target, c, stamped_runs=runs)
-                for plan, c in zip(plans, choices, strict=True)
-            ]
+            calls: list[tuple[Any, ...]] = []
+            for i, (plan, choice, names) in enumerate(zip(plans, choices, named, strict=True)):
+                module = emit(plan, self.target, choice, stamped_runs=runs, extern=names or None)
+                objects = {name: kernels[i][w] for w, name in names.items()}
+                calls.append((tvm.ir.save_json(module), self.target, objects, self._scratch.path))
             if whole:
-                modules.append(emit(plans[0], self.target, choices[0]))
-            calls = [(tvm.ir.save_json(m), self.target, self._scratch.path) for m in modules]
+                module = emit(plans[0], self.target, choices[0])
+                calls.append((tvm.ir.save_json(module), self.target, {}, self._scratch.path))
             answers = self._pool.map(builder.build_network, calls, NETWORK_TIMEOUT_S)
         for answer in answers:
             if not isinstance(answer, Path):

@@ -21,6 +21,8 @@ and TVM's runtime: any stock TVM RPC server can run it.
 
 from __future__ import annotations
 
+import itertools
+from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING
 
 from tvmsep.compiler import clock_call, stamps_dtype
@@ -40,6 +42,12 @@ MAX_REPEATS = 256
 LINE = 16
 """fp32 elements of a 64-byte cache line."""
 
+
+def names() -> Iterator[str]:
+    """Other names of `KERNEL`'s length, under which candidates are linked into a network."""
+    return (f"kernel_{i:06d}" for i in itertools.count())
+
+
 Params = list[tuple[tuple[int, ...], str]]
 """Shape and dtype of each kernel parameter, in order: activation first, output last."""
 
@@ -56,7 +64,7 @@ def params_of(func: tirx.PrimFunc) -> Params:
     return [(tuple(int(d) for d in ty.shape), str(ty.dtype)) for ty in types]
 
 
-def _produce(shape: tuple[int, ...], split: str, threads: int) -> list[str]:
+def _produce(shape: Sequence[str], split: str, threads: int) -> list[str]:
     """Body of the parallel loop over `t` that copies `src` to `a0`, both of `shape`."""
     if len(shape) == 4:
         n, blocks, pixels, lanes = shape
@@ -67,12 +75,12 @@ def _produce(shape: tuple[int, ...], split: str, threads: int) -> list[str]:
     else:
         raise ValueError(f"an activation has 3 or 4 axes, this kernel's has {len(shape)}: {shape}")
     if split == "channels":
-        outer, rest = n * blocks, pixels
-        here = at.format(i=f"q // {blocks}", c=f"q % {blocks}", p="r")
+        outer, rest, size = f"{n} * {blocks}", pixels, blocks
+        here = at.format(i=f"q // {size}", c=f"q % {size}", p="r")
     else:
-        outer, rest = n * pixels, blocks
-        here = at.format(i=f"q // {pixels}", c="r", p=f"q % {pixels}")
-    chunk = -(-outer // threads)
+        outer, rest, size = f"{n} * {pixels}", blocks, pixels
+        here = at.format(i=f"q // {size}", c="r", p=f"q % {size}")
+    chunk = f"(({outer} + {threads - 1}) // {threads})"
     first = f"t * {chunk}"
     span = f"for k in range(T.max(0, T.min({chunk}, {outer} - {first}))):"
     # Pixels run inside, whichever axis is divided, so that both copies stream.
@@ -85,51 +93,66 @@ def _produce(shape: tuple[int, ...], split: str, threads: int) -> list[str]:
     return loops + ["        " + line for line in body]
 
 
-def source(params: Params, w: Workload, t: Target, threads: int) -> str:
-    """TVMScript of the harness for one list of kernel parameters."""
+def _symbolic(shape: tuple[int, ...], name: str) -> list[str]:
+    """Names for all axes of a shape but its vectors, which a loop has to know."""
+    lanes = [str(shape[3])] if len(shape) == 4 else []
+    return [f"{name}{d}" for d in range(len(shape) - len(lanes))] + lanes
 
-    def buffer(name: str, shape: tuple[int, ...], dtype: str) -> str:
-        return f'{name}: T.Buffer({shape}, "{dtype}")'
+
+def source(params: Params, w: Workload, t: Target, threads: int) -> str:
+    """TVMScript of the harness for one list of kernel parameters.
+
+    Shapes are read from the tensors when it runs, so that most tasks of a network share a few
+    harnesses: compiling one takes longer than compiling a candidate.
+    """
+
+    def bind(name: str, handle: str, shape: Sequence[str], dtype: str) -> str:
+        return f'{name} = T.match_buffer({handle}, ({", ".join(shape)},), "{dtype}")'
+
+    def declare(shape: Sequence[str]) -> list[str]:
+        return [f"        {d} = T.int32()" for d in shape if not d.isdigit()]
 
     word = stamps_dtype(t)
     slots, lines, _ = sweep_shape(t, threads)
-    args = [buffer(f"a{i}", *p) for i, p in enumerate(params)]
-    out_shape, out_dtype = params[-1]
-    flat = out_shape[-1]
-    out_at = ", ".join([*(f"i{d}" for d in range(len(out_shape) - 1)), "v"])
-    grid = ", ".join(f"i{d}" for d in range(1, len(out_shape) - 1))
-    extents = ", ".join(str(d) for d in out_shape[1:-1])
-    call = ", ".join(f"a{i}" for i in range(len(params)))
+    shapes = [_symbolic(shape, f"d{i}_") for i, (shape, _) in enumerate(params)]
+    dtypes = [dtype for _, dtype in params]
+    act, out = shapes[0], shapes[-1]
+    args = ", ".join(f"a{i}" for i in range(len(params)))
+    axes = ", ".join(f"i{d}" for d in range(len(out)))
+    sweep, stamps = (str(slots), str(lines), str(LINE)), (str(MAX_REPEATS), "4")
+    handles = ["h_src", *(f"h{i}" for i in range(len(params))), "h_sweep", "h_stamps"]
     text = [
         "@I.ir_module",
         "class Harness:",
         "    @T.prim_func(s_tir=True)",
-        f"    def {TIMER}(",
-        f"        {buffer('src', *params[0])},",
-        *(f"        {a}," for a in args),
-        f"        {buffer('sweep', (slots, lines, LINE), 'float32')},",
-        f"        {buffer('stamps', (MAX_REPEATS, 4), word)},",
-        "        repeats: T.int32,",
-        "    ):",
+        f"    def {TIMER}({', '.join(f'{h}: T.handle' for h in handles)}, repeats: T.int32):",
         f'        T.func_attr({{"global_symbol": "{TIMER}", "tirx.noalias": True}})',
+        *declare([d for shape in shapes for d in shape]),
+        "        " + bind("src", "h_src", act, dtypes[0]),
+        *(
+            "        " + bind(f"a{i}", f"h{i}", *p)
+            for i, p in enumerate(zip(shapes, dtypes, strict=True))
+        ),
+        "        " + bind("sweep", "h_sweep", sweep, "float32"),
+        "        " + bind("stamps", "h_stamps", stamps, word),
         "        for r in range(repeats):",
         f"            for t in T.parallel({slots}):",
         f"                for i in range({lines}):",
         f"                    for v in T.vectorized({LINE}):",
         "                        sweep[t, i, v] = sweep[t, i, v] + T.float32(1)",
         f"            for t in T.parallel({threads}):",
-        *("                " + s for s in _produce(params[0][0], w.in_split, threads)),
+        *("                " + s for s in _produce(act, w.in_split, threads)),
         "            " + clock_call(t, "stamps[r, 0]"),
-        f'            T.evaluate(T.call_cpacked("__tvm_ffi_{KERNEL}", {call}))',
+        f'            T.evaluate(T.call_cpacked("__tvm_ffi_{KERNEL}", {args}))',
         "            " + clock_call(t, "stamps[r, 2]"),
         "",
         "    @T.prim_func(s_tir=True)",
-        f"    def {POISON}({args[-1].replace(f'a{len(params) - 1}', 'out', 1)}):",
+        f"    def {POISON}(h_out: T.handle):",
         f'        T.func_attr({{"global_symbol": "{POISON}", "tirx.noalias": True}})',
-        f"        for i0 in range({out_shape[0]}):",
-        f"            for {grid} in T.grid({extents}):",
-        f"                for v in range({flat}):",
-        f'                    out[{out_at}] = T.Cast("{out_dtype}", T.float32("nan"))',
+        *declare(out),
+        "        " + bind("out", "h_out", out, dtypes[-1]),
+        f"        for {axes} in T.grid({', '.join(out)}):",
+        f'            out[{axes}] = T.Cast("{dtypes[-1]}", T.float32("nan"))',
     ]
     return "\n".join(text) + "\n"
 

@@ -73,6 +73,7 @@ class Measuring(Protocol):
         *,
         rounds: int,
         whole: bool = False,
+        kernels: Sequence[Mapping[Workload, Path]] = (),
     ) -> NetworkTimes | Failed:
         """Time kernels inside their network."""
 
@@ -128,6 +129,7 @@ class _Offline:
         *,
         rounds: int,
         whole: bool = False,
+        kernels: Sequence[Mapping[Workload, Path]] = (),
     ) -> NetworkTimes | Failed:
         """Not to be had."""
         return Failed("board_lost", f"board {self.name} runs no networks")

@@ -37,6 +37,8 @@ class Built:
 
     so: Path
     program: str
+    object: Path | None = None
+    """The kernel alone, for linking it into a network; None where nothing was compiled."""
 
 
 @dataclass(frozen=True)

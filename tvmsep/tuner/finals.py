@@ -17,6 +17,7 @@ import math
 import time
 from collections import defaultdict
 from collections.abc import Mapping, Sequence
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 from tvmsep.contracts import Config, Trial, Workload
@@ -172,7 +173,8 @@ def _in_network(run: Run, plans: Sequence[Plan], deadline: float | None) -> str:
                 }
             )
         whole = count == 1 and len(plans) == 1
-        answer = run.farm.run_networks(turns, choices, rounds=rounds, whole=whole)
+        kernels = _kernels(run, states, choices)
+        answer = run.farm.run_networks(turns, choices, rounds=rounds, whole=whole, kernels=kernels)
         if isinstance(answer, Failed):
             return f"kernels were not timed inside the network: {answer.failure}: {answer.detail}"
         date = now("microseconds")
@@ -189,6 +191,24 @@ def _in_network(run: Run, plans: Sequence[Plan], deadline: float | None) -> str:
         _note_whole(run.state, plans[0], answer)
         fields = {w: sorted(f, key=lambda c: _middle(times_of[w, c])) for w, f in fields.items()}
     return _whole(run, plans[0], fields) if len(plans) > 1 else ""
+
+
+def _kernels(
+    run: Run,
+    states: Mapping[Workload, TaskState],
+    choices: Sequence[Mapping[Workload, tuple[str, Config]]],
+) -> list[dict[Workload, Path]]:
+    """Each variant's object files: of this run's candidates, and of others compiled now."""
+    wanted = dict.fromkeys((w, config) for choice in choices for w, (_, config) in choice.items())
+    builds = run.build_all([(states[w].task, config) for w, config in wanted])
+    objects = {
+        at: built.object
+        for at, built in zip(wanted, builds, strict=True)
+        if isinstance(built, Built) and built.object is not None
+    }
+    if len(objects) < len(wanted):
+        return []
+    return [{w: objects[w, config] for w, (_, config) in choice.items()} for choice in choices]
 
 
 def _whole(run: Run, plan: Plan, fields: Mapping[Workload, list[Config]]) -> str:

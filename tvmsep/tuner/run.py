@@ -168,11 +168,15 @@ class Run:
 
     def build(self, task: Task, configs: Sequence[Config]) -> list[Built | Failed]:
         """Compile what this run has not compiled yet."""
-        key = task_key(task)
-        new = [c for c in configs if (key, c) not in self.built]
-        builds = self.farm.build([(task, c) for c in new]) if new else []
-        self.built.update(((key, c), b) for c, b in zip(new, builds, strict=True))
-        return [self.built[key, c] for c in configs]
+        return self.build_all([(task, c) for c in configs])
+
+    def build_all(self, jobs: Sequence[tuple[Task, Config]]) -> list[Built | Failed]:
+        """As `build`, of several tasks."""
+        keys = [(task_key(task), config) for task, config in jobs]
+        new = {k: job for k, job in zip(keys, jobs, strict=True) if k not in self.built}
+        if new:
+            self.built.update(zip(new, self.farm.build([*new.values()]), strict=True))
+        return [self.built[k] for k in keys]
 
     def propose(self, state: TaskState, count: int) -> list[Config]:
         """The next `count` configs of a task."""

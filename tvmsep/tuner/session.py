@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import math
 import time
+from collections import deque
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from typing import TYPE_CHECKING
@@ -100,21 +101,28 @@ def tune_tasks(
     return TuneResult(run.best(), reason, state)
 
 
+_Choice = tuple[TaskState, list[Config]]
+
+
 def _search(run: Run, over: Callable[[], bool]) -> str:
     marks: list[tuple[int, float]] = []
     measuring: Batch | None = None
+    ready: deque[_Choice] = deque()
     builder = ThreadPoolExecutor(1)
     try:
         while True:
-            reason, coming = "", None
-            if measuring is None or run.farm.overlaps:
-                reason, coming = _choose(run, over, measuring)
             if measuring is None:
-                if coming is None:
-                    return reason
-                state, configs = coming
+                if not ready:
+                    reason, chosen = _choose_some(run, over)
+                    if not chosen:
+                        return reason
+                    run.build_all([(s.task, c) for s, configs in chosen for c in configs])
+                    ready.extend(chosen)
+                state, configs = ready.popleft()
                 measuring = run.begin(state, configs, run.build(state.task, configs))
-                continue
+            coming = None
+            if run.farm.overlaps and not ready:
+                _, coming = _choose(run, over, [measuring.state])
             building = coming and builder.submit(run.build, coming[0].task, coming[1])
             there = run.finish(measuring)
             measuring = None
@@ -130,13 +138,26 @@ def _search(run: Run, over: Callable[[], bool]) -> str:
         builder.shutdown(wait=False)
 
 
+def _choose_some(run: Run, over: Callable[[], bool]) -> tuple[str, list[_Choice]]:
+    """The next batch, or the small first batches of several tasks, which keep all builders busy."""
+    reason, choice = _choose(run, over, [])
+    chosen: list[_Choice] = []
+    while choice is not None:
+        chosen.append(choice)
+        if choice[0].trials or sum(len(configs) for _, configs in chosen) >= BATCH:
+            break
+        _, choice = _choose(run, over, [state for state, _ in chosen], first=True)
+    return reason, chosen
+
+
 def _choose(
-    run: Run, over: Callable[[], bool], measuring: Batch | None
-) -> tuple[str, tuple[TaskState, list[Config]] | None]:
+    run: Run, over: Callable[[], bool], busy: Sequence[TaskState], *, first: bool = False
+) -> tuple[str, _Choice | None]:
     """The next batch, or why there is none.
 
-    The task that is being measured comes last; of those never measured the costliest comes first,
-    and kernels that could replace two others when these have their times.
+    Tasks that are being measured come last; of those never measured the costliest comes first,
+    and kernels that could replace two others when these have their times. With `first` only a
+    task that was never measured will do.
     """
     state = run.state
     if over():
@@ -146,11 +167,10 @@ def _choose(
         left = state.trial_limit - state.trials - sum(len(t.pending) for t in state.tasks)
     if left <= 0:
         return "trials", None
-    busy = measuring.state if measuring else None
     order = sorted(
         state.tasks,
         key=lambda t: (
-            t is busy,
+            any(t is b for b in busy),
             -t.promise_s(),
             t.task.workload.op == "dwpw",
             -t.task.count * t.floor_s,
@@ -159,8 +179,10 @@ def _choose(
     best = next((t for t in order if t.promise_s() > 0.0), None)
     if best is None:
         return "exhausted", None
-    first = FIRST_BATCH_TAUGHT if run.taught(best.task.template) else FIRST_BATCH
-    size = BATCH * min(run.farm.boards, MAX_BATCHES) if best.trials else first
+    if first and (best.trials or any(best is b for b in busy)):
+        return "", None
+    few = FIRST_BATCH_TAUGHT if run.taught(best.task.template) else FIRST_BATCH
+    size = BATCH * min(run.farm.boards, MAX_BATCHES) if best.trials else few
     return "", (best, run.propose(best, int(min(size, left))))
 
 
