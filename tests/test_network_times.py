@@ -4,14 +4,19 @@ from __future__ import annotations
 
 import time
 from collections.abc import Iterator
+from pathlib import Path
 
+import numpy as np
 import pytest
+import tvm
 from graph_kit import Net
+from tvm.runtime.vm import VirtualMachine
 
+from tvmsep.compiler import emit
 from tvmsep.contracts import Config, Target, Workload
 from tvmsep.frontends import load_model
 from tvmsep.graph import Plan, from_relax, make_plan, normalise
-from tvmsep.measure import Failed, Farm
+from tvmsep.measure import Built, Failed, Farm, builder, harness
 from tvmsep.measure import farm as farm_module
 from tvmsep.measure.network import RUNS
 from tvmsep.schedules import TEMPLATES
@@ -80,3 +85,36 @@ def test_too_slow_a_network_is_a_failure(
     assert isinstance(answer, Failed) and "0.0001 s" in answer.detail
     monkeypatch.undo()
     assert not isinstance(farm.run_networks([plan] * 2, choices, rounds=1), Failed)
+
+
+def test_linked_from_candidates_it_computes_the_same(
+    farm: Farm, target: Target, tmp_path: Path
+) -> None:
+    plan, (choice, _) = network(target, 1)
+    tasks = {t.workload: t for t in plan.tasks(target)}
+    builds = farm.build([(tasks[w], config) for w, (_, config) in choice.items()])
+    objects = {
+        w: b.object
+        for w, b in zip(choice, builds, strict=True)
+        if isinstance(b, Built) and b.object
+    }
+    assert len(objects) == len(choice) > 1
+    names = dict(zip(objects, harness.names(), strict=False))
+    kernels = {names[w]: path for w, path in objects.items()}
+    rng = np.random.default_rng(0)
+    inputs = [rng.standard_normal(shape).astype(np.float32) for shape in plan.inputs.values()]
+    found = []
+    for extern, linked in [(None, {}), (names, kernels)]:
+        module = emit(plan, target, choice, extern=extern)
+        if extern:
+            assert not set(names.values()) & {v.name_hint for v in module.get_global_vars()}
+        library = builder.build_network(tvm.ir.save_json(module), target, linked, tmp_path)
+        vm = VirtualMachine(tvm.runtime.load_module(str(library)), tvm.cpu())
+        tensors = [tvm.runtime.tensor(a) for a in [*inputs, *plan.params.values()]]
+        out = vm["main"](*tensors)
+        found.append([o.numpy() for o in (out if len(plan.outputs) > 1 else [out])])
+    for one, other in zip(*found, strict=True):
+        np.testing.assert_array_equal(one, other)
+        assert np.ptp(one) > 0
+    answer = farm.run_networks([plan], [choice], rounds=1, kernels=[objects])
+    assert not isinstance(answer, Failed) and set(answer.kernels[0]) == set(choice)

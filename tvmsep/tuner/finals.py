@@ -45,8 +45,10 @@ CHECK_ROUNDS = 10
 STAGES = ((IN_NETWORK + 1, FIRST_ROUNDS), (LAST, LAST_ROUNDS), (1, CHECK_ROUNDS))
 """Variants and turns of each."""
 _TRIAL_S = 0.15
-_COMPILE_S = 0.09
+_COMPILE_S = 0.15
 """Rough time to compile one task's kernel."""
+_LINK_S = 0.25
+"""Rough time to make a variant of the network from compiled kernels."""
 
 
 def expected_s(run: Run, plans: Sequence[Plan]) -> float:
@@ -54,10 +56,21 @@ def expected_s(run: Run, plans: Sequence[Plan]) -> float:
     tunable = sum(1 for t in run.state.tasks if len(t.space) > 1)
     if not plans:
         return tunable * ALONE * ALONE_ROUNDS * _TRIAL_S
+    by_task, compiling = _successes(run), 0
+    for state in run.state.tasks:
+        key = task_key(state.task)
+        finalists = _finalists(state, by_task[key], IN_NETWORK)
+        compiling += sum((key, c) not in run.built for c in finalists)
+    # The networks that are timed whole are compiled whole.
+    compiling += sum(len({s.workload for s in p.steps if s.workload is not None}) for p in plans)
     variants = sum(count for count, _ in STAGES)
-    compiling = tunable * variants * _COMPILE_S / max(1, run.farm.builders)
     turns = sum(count * rounds for count, rounds in STAGES)
-    return compiling + sum(turns * _turn_s(run.state, p.threads) for p in plans)
+    building = (compiling * _COMPILE_S + variants * len(plans) * _LINK_S) / _builders(run)
+    return building + sum(turns * _turn_s(run.state, p.threads) for p in plans)
+
+
+def _builders(run: Run) -> int:
+    return max(1, run.farm.builders)
 
 
 def _turn_s(state: TuneState, threads: int) -> float:
@@ -151,7 +164,7 @@ def _in_network(run: Run, plans: Sequence[Plan], deadline: float | None) -> str:
     if not fields:
         return ""
     turn_s = _turn_s(run.state, threads)
-    each_s = len(states) * _COMPILE_S / max(1, run.farm.builders)
+    each_s = _LINK_S / _builders(run)
     for count, rounds in STAGES:
         variants = min(count, max(map(len, fields.values())))
         if deadline is not None:
