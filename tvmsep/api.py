@@ -220,7 +220,7 @@ def tune(
     if tracker is None:
         must_fit(prepared.target)
     prior = _prior(warm_start, prepared.target)
-    with LogFile(log_path, target=prepared.target.name) as records:
+    with LogFile(log_path, target=prepared.target.name, say=say) as records:
         say(f"{len(prepared.tasks())} tasks for {prepared.target.name}; log {records.path}")
         with Farm(prepared.target, builders=builders, tracker=tracker, key=key, seed=seed) as farm:
             peak = farm.peak_flops_per_core()
