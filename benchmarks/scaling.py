@@ -142,8 +142,8 @@ def main() -> None:
     rate = float("inf") if args.no_build else build_rate(tasks, target, args.builders)
     each = 1 / args.latency
     if not args.no_build:
-        print(f"the builders compile {60 * rate:.0f} candidates/min while nothing else runs: enough "
-              f"for {rate / each:.1f} boards of {args.latency * 1e3:.0f} ms a trial\n")  # fmt: skip
+        print(f"the builders compile {60 * rate:.0f} candidates/min while nothing else runs,")
+        print(f"enough for {rate / each:.1f} boards of {args.latency * 1e3:.0f} ms a trial\n")
     print("| boards | trials/min | of linear | limit |\n|---|---|---|---|")
     for boards in map(int, args.boards.split(",")):
         found = trials_per_s(tasks, target, boards, args.builders, args)

@@ -186,7 +186,7 @@ class Farm:
     @property
     def notes(self) -> list[str]:
         """What the user should know about the boards: those that were left out, and why."""
-        return self._dispatch.notes
+        return self._dispatch.roster.notes
 
     def known(self, task: Task) -> set[Config] | None:
         """Configs that can be measured; None for all."""

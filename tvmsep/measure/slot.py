@@ -15,11 +15,12 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from tvmsep.contracts import BoardError, Failure, Target, Task
-from tvmsep.measure import host, session, tracker
+from tvmsep.measure import host, session
 from tvmsep.measure.local import LocalServer
 from tvmsep.measure.lock import HostLock
 from tvmsep.measure.results import Board, Built, Failed, Measured
 from tvmsep.measure.worker import Worker, WorkerDied, WorkerError, WorkerTimeout
+from tvmsep.rpc import client
 
 PREPARE_TIMEOUT_S = 120.0
 """For uploading a task's tensors and computing its reference, once a task."""
@@ -120,7 +121,7 @@ class Slot:
         name, ticket = board.key, board
         if self.source.tracker:
             place = (board.host, board.port)
-            lent = tracker.request(place, board.key, limit_s, stop=self._stopped.is_set)
+            lent = client.request(place, board.key, limit_s, stop=self._stopped.is_set)
             ticket = replace(board, host=lent.host, port=lent.port, key=lent.key)
             board = replace(board, name=f"{name}@{lent.host}:{lent.port}", host=lent.host)
             board, limit_s = replace(board, port=lent.port), min(limit_s, HANDSHAKE_S)
@@ -150,6 +151,15 @@ class Slot:
                 self._call(session.disconnect, limit_s=self._limits.run_s)
             except (WorkerDied, WorkerTimeout, WorkerError):
                 self._worker.kill()
+
+    def quarantine(self, why: str) -> None:
+        """Tell the board why it is left out, "" that it is not, for `tvmsep boards` to show."""
+        if self._worker.alive and self.own_server is None:
+            try:
+                self._call(session.quarantine, why, limit_s=self._limits.run_s)
+            except (WorkerDied, WorkerTimeout, WorkerError):
+                self._worker.kill()
+                self.connected = False
 
     def _call(self, fn: Callable[..., Any], *args: Any, limit_s: float) -> Any:
         return self._worker.call(fn, *args, limit_s=limit_s)
