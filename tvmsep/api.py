@@ -171,7 +171,7 @@ def tune(
     labels: Sequence[str] | None = None,
     tracker: tuple[str, int] | None = None,
     key: str = "",
-    builders: int | None = None,
+    builders: int | str | None = None,
     progress: Callable[[TuneState], None] = lambda _: None,
     say: Callable[[str], None] = lambda _: None,
 ) -> Report:
@@ -195,7 +195,8 @@ def tune(
         labels: class names.
         tracker: RPC tracker that lends boards of the target; None measures on this host.
         key: the boards' key at the tracker.
-        builders: compiling processes; one a core by default.
+        builders: compiling processes; one a core by default. Or a Dask scheduler's address,
+            `tcp://host:8786`.
         progress: called after every trial.
         say: told of steps that take more than a moment.
 

@@ -3,6 +3,7 @@
 `Farm` is the way in; see its docstring. Its parts:
 
 - `worker`: processes that run functions under a time limit and can be killed;
+- `cluster`: builders on other machines;
 - `builder`, `harness`: from a config to a shared library that times its own kernel;
 - `server`: the RPC server that survives its candidates;
 - `peak`, `bandwidth`: what the board can do at most;
