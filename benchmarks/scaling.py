@@ -36,6 +36,7 @@ class Simulated:
 
     latency_s = 0.0
     own_server = None
+    session_s = float("inf")
     count = 0
 
     def __init__(self, *_: Any) -> None:
@@ -43,7 +44,7 @@ class Simulated:
         self.board = Board(f"simulated-{Simulated.count}", "", 0, "", "simulated", False, "far")
         self.connected = False
 
-    def connect(self) -> str:
+    def connect(self, session_s: float = 0.0) -> str:
         """At once."""
         self.connected = True
         return ""

@@ -19,7 +19,7 @@ from tvmsep.codegen import kernel
 from tvmsep.contracts import BoardError, Config, Target, Task, Workload
 from tvmsep.logs import read_log
 from tvmsep.measure import Built, Failed, Farm, Measured, builder, dispatch, host, roster, session
-from tvmsep.measure.slot import Lost, Slot
+from tvmsep.measure.slot import LONG_SESSION_S, REMOTE_SESSION_S, Lost, Slot
 from tvmsep.rpc import client
 from tvmsep.schedules import TEMPLATES
 from tvmsep.targets import load_target
@@ -241,6 +241,15 @@ def test_a_board_that_takes_no_uploads_leaves_the_work_to_others(
         answers = list(farm.run([(task, Config(), good)] * 40))
         assert {a.board for a in answers if isinstance(a, Measured)} == {boards[1].name}
         assert not [a for a in answers if isinstance(a, Failed)]
+
+
+def test_a_network_gets_a_session_that_lasts(target: Target, quick: None) -> None:
+    """Its variants take turns in one session, longer than a candidate's may be."""
+    with park(1) as (tracker, boards), a_farm(target, tracker) as farm:
+        farm.connect()
+        limits = [farm._ask(lambda slot: slot.session_s, s) for s in (0.0, LONG_SESSION_S, 0.0)]
+        assert limits == [REMOTE_SESSION_S, LONG_SESSION_S, LONG_SESSION_S]
+        assert boards[0].sessions == 2
 
 
 def test_all_boards_gone(

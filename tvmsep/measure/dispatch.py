@@ -44,6 +44,8 @@ class Job:
     """Something to do with a board: `work` gets the slot, `answer` is what it gave back."""
 
     work: Callable[[Slot], Any]
+    session_s: float = 0.0
+    """How long its session has to last at least, where sessions have a limit."""
     answer: Any = None
     """A value, or the `TvmsepError` that the caller has to see."""
     done: bool = False
@@ -226,7 +228,10 @@ class Dispatch:
     def _serve(self, lane: _Lane) -> None:
         try:
             while self._wait_for_work(lane):
-                why = lane.slot.connect() or self._measure_reference(lane)
+                with self._cond:
+                    job = self._job_for(lane)
+                why = lane.slot.connect(job.session_s if job else 0.0)
+                why = why or self._measure_reference(lane)
                 if why:
                     self._no_session(lane, why)
                     continue
@@ -269,6 +274,8 @@ class Dispatch:
 
     def _take(self, lane: _Lane) -> Job | None:
         job = self._job_for(lane)
+        if job is not None and job.session_s > lane.slot.session_s:
+            return None
         if job is not None:
             self._jobs.remove(job)
             lane.job = job

@@ -20,7 +20,7 @@ from tvmsep.measure.local import LOCAL_KEY, LocalServer
 from tvmsep.measure.lock import HostLock, Scratch
 from tvmsep.measure.network import RUNS, WARM_RUNS, NetworkJob, NetworkTimes
 from tvmsep.measure.results import Board, Built, Failed, Measured
-from tvmsep.measure.slot import REMOTE_SESSION_S, Limits, Slot, Source
+from tvmsep.measure.slot import LONG_SESSION_S, REMOTE_SESSION_S, Limits, Slot, Source
 from tvmsep.measure.worker import Pool, WorkerError, WorkerTimeout
 from tvmsep.targets import host_cores
 
@@ -272,9 +272,9 @@ class Farm:
                 early[at] = answer
             yield early.pop(i)
 
-    def _ask(self, work: Callable[[Slot], Any]) -> Any:
+    def _ask(self, work: Callable[[Slot], Any], session_s: float = 0.0) -> Any:
         """Do something with one board; `Failed` if no board survives it."""
-        job = Job(work)
+        job = Job(work, session_s)
         self._dispatch.submit([job])
         self._dispatch.wait([job])
         if isinstance(job.answer, BaseException):
@@ -312,7 +312,7 @@ class Farm:
         count = len(choices)
         job = NetworkJob.of(plans, libraries[:count], libraries[-1] if whole else None, self._seed)
         turns: list[int | None] = [*range(count), *([None] if whole else [])]
-        answer = self._ask(partial(_time_networks, job, self.target, turns, rounds))
+        answer = self._ask(partial(_time_networks, job, self.target, turns, rounds), LONG_SESSION_S)
         if isinstance(answer, Failed):
             return answer
         board, found = answer

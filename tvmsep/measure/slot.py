@@ -26,6 +26,8 @@ PREPARE_TIMEOUT_S = 120.0
 """For uploading a task's tensors and computing its reference, once a task."""
 REMOTE_SESSION_S = 300.0
 """Asked of servers that are not ours: they would let a hung session block the board for ever."""
+LONG_SESSION_S = 3600.0
+"""The same for a whole network, whose variants take turns in one session."""
 HANDSHAKE_S = 15.0
 """A board that a tracker lends is free and answers soon."""
 
@@ -80,6 +82,8 @@ class Slot:
         self.source, self._target, self._limits, self._seed = source, target, limits, seed
         self.board = source.board
         self.connected = False
+        self.session_s = 0.0
+        """How long the last session may be; infinite for our own server's."""
         self._stopped = threading.Event()
         self._here = HostLock(limits.lock_s)
         self._lock: HostLock | None = self._here if source.board.local else None
@@ -93,8 +97,8 @@ class Slot:
         """Our server on this host, if that is the board."""
         return self.source.server
 
-    def connect(self) -> str:
-        """See that there is a fresh session; why not, or ""."""
+    def connect(self, session_s: float = 0.0) -> str:
+        """See that there is a fresh session that may last so long; why not, or ""."""
         try:
             if not self._worker.alive:
                 self._worker.kill()
@@ -103,16 +107,17 @@ class Slot:
                     return "the farm is closed"
                 self._worker = self._start()
             if self.connected:
-                if not self._call(session.stale, limit_s=self._limits.run_s):
+                stale = self._call(session.stale, limit_s=self._limits.run_s)
+                if not stale and self.session_s >= session_s:
                     return ""
                 self.drop()
-            self._open()
+            self._open(max(session_s, REMOTE_SESSION_S))
         except (BoardError, WorkerDied, WorkerTimeout, WorkerError) as exc:
             return str(exc)
         self.connected = True
         return ""
 
-    def _open(self) -> None:
+    def _open(self, session_s: float) -> None:
         board, limit_s, server = self.source.board, self._limits.connect_s, self.own_server
         if server is not None:
             if not server.alive:
@@ -125,12 +130,13 @@ class Slot:
             ticket = replace(board, host=lent.host, port=lent.port, key=lent.key)
             board = replace(board, name=f"{name}@{lent.host}:{lent.port}", host=lent.host)
             board, limit_s = replace(board, port=lent.port), min(limit_s, HANDSHAKE_S)
-        session_s = 0.0 if server is not None else REMOTE_SESSION_S
-        address = session.Address(ticket.host, ticket.port, ticket.key, session_s)
+        asked_s = 0.0 if server is not None else session_s
+        address = session.Address(ticket.host, ticket.port, ticket.key, asked_s)
         try:
             hello = self._call(session.connect, address, self._seed, limit_s=limit_s)
         except WorkerTimeout as exc:
             raise BoardError(f"board {board.name} opened no session: {exc}") from exc
+        self.session_s = asked_s or float("inf")
         machine = host.machine_of(hello.machine, board.host)
         local = self.source.board.local or machine == host.host_id()
         self.board = replace(board, cpu=hello.cpu or board.cpu, machine=machine, local=local)
