@@ -10,6 +10,7 @@ A Dask scheduler has no password: whoever reaches its port runs code on all its 
 from __future__ import annotations
 
 import atexit
+import queue
 import threading
 import time
 from collections.abc import Sequence
@@ -26,6 +27,7 @@ from tvmsep.measure.worker import Worker, WorkerDied, WorkerError, WorkerTimeout
 
 CONNECT_S = 8.0
 """For reaching the scheduler, and for a first worker to be there."""
+POLL_S = CLOSE_S = 1.0
 CHECK_S = 60.0
 """For all workers to say their versions: each imports tvmsep first."""
 PACKAGES = ("tvmsep", "apache-tvm", "apache-tvm-ffi")
@@ -108,6 +110,8 @@ class Cluster:
     @property
     def count(self) -> int:
         """How many candidates it compiles at one time, at least one."""
+        if self._client.status != "running":
+            return 1
         return max(1, sum(self._client.nthreads().values()))
 
     def build(
@@ -122,27 +126,17 @@ class Cluster:
         Raises:
             BuildersLost: the scheduler, or every worker, has gone.
         """
-        from distributed import wait
-
-        rounds = -(-len(jobs) // self.count)
-        patience_s = self._lock_timeout_s + CONNECT_S + limit_s * rounds
+        patience_s = self._lock_timeout_s + CONNECT_S + limit_s * -(-len(jobs) // self.count)
         futures: list[Any] = []
         try:
-            futures = [
-                self._client.submit(
-                    compile_here, t, target, c, limit_s, self._lock_timeout_s, pure=False
+            done: queue.SimpleQueue[Any] = queue.SimpleQueue()
+            for task, config in jobs:
+                future = self._client.submit(
+                    compile_here, task, target, config, limit_s, self._lock_timeout_s, pure=False
                 )
-                for t, c in jobs
-            ]
-            deadline = time.monotonic() + patience_s
-            waiting = set(futures)
-            while waiting:
-                try:
-                    waiting = set(wait(list(waiting), timeout=CONNECT_S).not_done)
-                except TimeoutError as exc:
-                    waiting = {f for f in waiting if not f.done()}
-                    if not self._client.nthreads() or time.monotonic() > deadline:
-                        raise BuildersLost(f"no answer from {self.address}") from exc
+                futures.append(future)
+                future.add_done_callback(done.put)
+            self._wait(done, len(futures), time.monotonic() + patience_s)
             return [self._answer(f, outdir) for f in futures]
         except BuildersLost:
             raise
@@ -151,6 +145,19 @@ class Cluster:
         finally:
             for future in futures:
                 future.release()
+
+    def _wait(self, done: queue.SimpleQueue[Any], count: int, deadline: float) -> None:
+        while count:
+            try:
+                done.get(timeout=POLL_S)
+                count -= 1
+            except queue.Empty:
+                if self._client.status != "running":
+                    raise BuildersLost("its scheduler hung up") from None
+                if not self._client.nthreads():
+                    raise BuildersLost("it has no worker any more") from None
+                if time.monotonic() > deadline:
+                    raise BuildersLost("no answer in time") from None
 
     @staticmethod
     def _answer(future: Any, outdir: Path) -> Built | Failed:
@@ -173,7 +180,7 @@ class Cluster:
 
     def close(self) -> None:
         """Leave the cluster, which goes on."""
-        self._client.close(timeout=CONNECT_S)
+        self._client.close(timeout=CLOSE_S)
 
 
 # What follows runs on a Dask worker.
