@@ -470,11 +470,12 @@ def test_the_network_decides_between_the_best_few(tmp_path: Path) -> None:
         assert best.mean_s == pytest.approx(upside_down(state.task, best.config))
 
 
-def test_a_network_that_cannot_be_timed_leaves_the_search_to_decide(tmp_path: Path) -> None:
+def test_kernels_are_measured_alone_where_the_network_cannot_be_timed(tmp_path: Path) -> None:
     farm = NetworkFarm(upside_down, Failed("timeout", "no answer within 120 s"))
     result, trials = tune(farm, tmp_path / "log.jsonl", trials=60, plans=[a_plan()])
-    assert {t.phase for t in trials} == {"search"}
+    assert {t.phase for t in trials} == {"search", "final"} and farm.networks
     assert "no answer within 120 s" in result.state.notes[0]
+    assert {b.trial.phase for b in result.best.values()} == {"final"}
     assert len(result.best) == len(TASKS)
 
 
