@@ -38,6 +38,8 @@ class Simulated:
     own_server = None
     session_s = float("inf")
     count = 0
+    moments: list[float] = []
+    """When each trial ended: what equals a program that was measured is none."""
 
     def __init__(self, *_: Any) -> None:
         Simulated.count += 1
@@ -52,6 +54,7 @@ class Simulated:
     def measure(self, task: Task, built: Built, repeats: int | None) -> Measured:
         """A time that depends on the program alone."""
         time.sleep(self.latency_s)
+        self.moments.append(time.monotonic())
         ripple = zlib.crc32(built.program.encode()) / 2**32
         seconds = max(task.workload.flops, 1000) / PEAK_FLOPS * (1.05 + ripple)
         return Measured((seconds,) * 3, 0.0, self.board.name)
@@ -99,14 +102,12 @@ def trials_per_s(
     tasks: Sequence[Task], target: Target, boards: int, builders: int | None, args: Any
 ) -> float:
     """Of the part of a search in which every task has had its first batch."""
-    moments: list[float] = []
-    first = [0]
+    moments, first = Simulated.moments, [0]
+    moments.clear()
 
     def progress(state: TuneState) -> None:
-        if state.phase == "search" and state.trials > len(moments):
-            moments.append(time.monotonic())
-            if not first[0] and all(t.trials for t in state.tasks):
-                first[0] = len(moments)
+        if not first[0] and all(t.trials for t in state.tasks):
+            first[0] = len(moments)
 
     trials = round(boards * args.seconds / args.latency) + 4 * len(tasks)
     if not args.no_build:
