@@ -3,7 +3,7 @@
     python benchmarks/sample.py --log random.jsonl --out benchmarks/data/random.jsonl.gz
 
 A log that a search made holds what the search liked: random choice from it does better than from
-the whole space. Here the costliest kernels of a network get equally many configs each, drawn
+the whole space. Here each of the costliest kernels of a network gets as many configs, drawn
 without looking at any time. What is packed keeps five quantiles of each trial's times.
 """
 
@@ -25,10 +25,12 @@ from tvmsep.measure import Farm
 from tvmsep.schedules import TEMPLATES
 from tvmsep.tuner import finals, tune_tasks
 
+LEAST = 64
+"""Configs that a space holds at least: in a smaller one there is nothing to search for."""
 QUANTILES = (0.0, 0.25, 0.5, 0.75, 1.0)
 
 
-def costliest(tasks: list[Task], target: Target, count: int, configs: int) -> list[Task]:
+def costliest(tasks: list[Task], target: Target, count: int) -> list[Task]:
     """Tasks with room to choose in, by their FLOPs in the network."""
 
     def room(task: Task) -> int:
@@ -36,7 +38,7 @@ def costliest(tasks: list[Task], target: Target, count: int, configs: int) -> li
         return len(template.space(task.workload, target, task.threads).configs())
 
     order = sorted(tasks, key=lambda t: -t.count * t.workload.flops)
-    return [t for t in order if t.workload.op != "dwpw" and room(t) >= 2 * configs][:count]
+    return [t for t in order if t.workload.op != "dwpw" and room(t) >= LEAST][:count]
 
 
 def pack(trials: list[Trial], out: Path) -> None:
@@ -57,8 +59,8 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--model", default="mobilenet_v2")
     parser.add_argument("--target", default="local")
-    parser.add_argument("--tasks", type=int, default=16)
-    parser.add_argument("--configs", type=int, default=100, help="of each task")
+    parser.add_argument("--tasks", type=int, default=20)
+    parser.add_argument("--configs", type=int, default=160, help="of each task, if it has so many")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--seconds", type=float, default=420.0, help="stop after so long")
     parser.add_argument("--log", type=Path, required=True, help="goes on with it")
@@ -67,7 +69,7 @@ def main() -> None:
 
     finals.measure_again = lambda *_: None
     prepared = prepare(args.model, target=args.target, threads=1)
-    tasks = costliest(prepared.tasks(), prepared.target, args.tasks, args.configs)
+    tasks = costliest(prepared.tasks(), prepared.target, args.tasks)
     end = time.monotonic() + args.seconds
     with LogFile(args.log, target=prepared.target.name) as log, Farm(prepared.target) as farm:
         peak = farm.peak_flops_per_core()
