@@ -1,136 +1,197 @@
-"""A campaign of faults: boards die, hang, are restarted and slow while a farm measures.
+"""A campaign of faults against one tuning run, and whether the run survived them as it should.
 
-    python benchmarks/faults.py --boards 4 --minutes 5 --seed 0
+    python benchmarks/faults.py --faults 100 --model mobilenet_v2
 
-Boards are servers of ours on this machine behind the small tracker of the tests; each claims to be
-a machine of its own, so that they work at one time, and their times mean nothing. Every few
-seconds something happens to one of them, or to the tracker. Prints what happened and whether every
-candidate was answered exactly once, rightly, and no process was left. Exit status 1 if not.
+A tracker and three boards on loopback, as `tvmsep tracker` and `tvmsep board serve` run them, each
+board behind a link of ours. One run of `tvmsep.tune` is left in peace, one meets the faults, dealt
+at random over its trials: servers killed and stopped, candidates that crash, hang or write NaN,
+uploads cut off half way, links that drop and stall, a tracker that is killed, boards ten times
+slower, a full disk under the log. Then it is checked that
+
+- the run ended by itself, and every fault met something;
+- every trial that a board measured is in the log, and nothing else;
+- no config was measured twice in the search;
+- no process is left;
+- the winners are as fast as those of the undisturbed run: both bundles timed in turn in fresh
+  processes, medians of all rounds, within 5 %.
+
+Prints a table; exit status 1 if any of it does not hold.
 """
 
 from __future__ import annotations
 
 import argparse
+import json
 import os
 import random
-import signal
+import secrets
+import shutil
+import statistics
+import subprocess
 import sys
 import tempfile
 import time
 from collections import Counter
+from dataclasses import dataclass
 from pathlib import Path
 
-sys.path.insert(0, str(Path(__file__).parents[1] / "tests"))
-from farm_kit import KEY, BoardServer, Tracker, children  # noqa: E402
+from campaign.deeds import KINDS, Answers, Campaign, hurt
+from campaign.park import KEY, MARK, Park, marked, wait_for
 
-from tvmsep.codegen import kernel  # noqa: E402
-from tvmsep.contracts import Config, Task, Workload  # noqa: E402
-from tvmsep.measure import Farm, Measured, builder, dispatch, host  # noqa: E402
-from tvmsep.schedules import TEMPLATES  # noqa: E402
-from tvmsep.targets import load_target  # noqa: E402
+from tvmsep import api
+from tvmsep.contracts import Trial
+from tvmsep.logs import read_log
+from tvmsep.measure import Measured
+from tvmsep.tuner import TuneState
 
-W = Workload(
-    op="pointwise", ic=32, oc=40, ih=7, iw=7, in_block=16, out_block=16, epilogue=("bias", "relu6")
-)
-BATCH = 400
+NEAR = 0.05
+"""Winners whose times differ by no more are equally good."""
+ENDS_S = 20.0
+"""Processes have so long to end after the run."""
 
 
-class Campaign:
-    """What happens to the boards, one thing at a time."""
+@dataclass(frozen=True)
+class Check:
+    """One claim, and what was found."""
 
-    def __init__(self, tracker: Tracker, boards: list[BoardServer], rng: random.Random) -> None:
-        self.tracker, self.boards, self.rng = tracker, boards, rng
-        self.frozen: dict[BoardServer, list[int]] = {}
-        self.dead: set[BoardServer] = set()
-        self.counts: Counter[str] = Counter()
+    claim: str
+    found: str
+    holds: bool
 
-    def strike(self) -> None:
-        """One fault, or one recovery; a board is always left."""
-        well = [b for b in self.boards if b not in self.dead and b not in self.frozen]
-        deeds = ["wake"] * bool(self.frozen) + ["restart"] * bool(self.dead) + ["tracker"]
-        deeds += ["kill", "freeze", "end session"] * (len(well) > 1)
-        deed = self.rng.choice(deeds)
-        self.counts[deed] += 1
-        if deed == "tracker":
-            self.tracker.close()
-            time.sleep(self.rng.uniform(0, 1))
-            self.tracker = Tracker(self.tracker.place[1])
-            for board in self.boards:
-                board.tracker = self.tracker
-                if board not in self.dead:
-                    self.tracker.add(board.place)
-        elif deed == "wake":
-            board, pids = self.frozen.popitem()
-            for pid in pids:
-                if pid == board.proc.pid or pid in children(board.proc.pid):
-                    os.kill(pid, signal.SIGCONT)
-        elif deed == "restart":
-            self.dead.pop().start()
-        else:
-            board = self.rng.choice(well)
-            if deed == "kill":
-                board.kill()
-                self.dead.add(board)
-            elif deed == "freeze":
-                self.frozen[board] = board.freeze()
-            else:
-                for pid in children(board.proc.pid):
-                    os.kill(pid, signal.SIGKILL)
+
+def tune(args: argparse.Namespace, out: Path, park: Park, campaign: Campaign | None) -> Answers:
+    """One run; what its boards answered to the search."""
+
+    def progress(state: TuneState) -> None:
+        if campaign is not None:
+            campaign.trials = state.trials
+
+    with hurt(campaign) as answers:
+        if campaign is not None:
+            campaign.start()
+        started = time.monotonic()
+        try:
+            report = api.tune(
+                args.model, out=out, threads=1, trials=args.trials, tracker=park.place, key=KEY,
+                warm_start=(), seed=args.seed, progress=progress, say=_say,
+            )  # fmt: skip
+        finally:
+            if campaign is not None:
+                campaign.stop()
+    assert report.result is not None
+    _say(f"{out.name}: {report.result.reason} after {report.result.state.trials} trials and "
+         f"{time.monotonic() - started:.0f} s")  # fmt: skip
+    return answers
+
+
+def _say(text: str) -> None:
+    print(text, file=sys.stderr, flush=True)
+
+
+def against_the_log(answers: Answers, log: list[Trial]) -> list[Check]:
+    """Whether the log holds what boards answered, each once."""
+    search = [t for t in log if t.phase == "search"]
+    lines = Counter(
+        (t.task_key, t.as_config(), t.times_s, t.failure)
+        for t in search
+        if t.program and not t.detail.startswith("equal program")
+    )
+    measured = [(key, c, a) for key, c, a in answers if isinstance(a, Measured)]
+    given = Counter(
+        (key, c, tuple(a.times_s), None) if isinstance(a, Measured) else (key, c, (), a.failure)
+        for key, c, a in answers
+    )
+    lost, more = sum((given - lines).values()), sum((lines - given).values())
+    twice = Counter((key, c) for key, c, _ in measured)
+    logged = Counter((t.task_key, t.as_config()) for t in search if t.times_s)
+    again = sum(n - 1 for n in twice.values()) + sum(n - 1 for n in logged.values())
+    return [
+        Check("every measured trial is in the log",
+              f"{len(measured)} measured, {lost} missing, {more} not measured", lost + more == 0),
+        Check("no config measured twice", f"{len(logged)} configs, {again} again", again == 0),
+    ]  # fmt: skip
+
+
+def compare(ours: Path, theirs: Path, rounds: int, seed: int) -> Check:
+    """Time two bundles in turn, each time in a fresh process."""
+    seconds: dict[Path, list[float]] = {ours: [], theirs: []}
+    rng = random.Random(seed)
+    for _ in range(rounds):
+        for bundle in rng.sample([ours, theirs], 2):
+            words = ["bench", str(bundle), "--threads", "1", "--json"]
+            done = subprocess.run(
+                [sys.executable, "-m", "tvmsep.cli", *words],
+                check=True, capture_output=True, text=True, timeout=120,
+            )  # fmt: skip
+            seconds[bundle].append(json.loads(done.stdout)["results"][0]["median_s"])
+    ratio = statistics.median(a / b for a, b in zip(seconds[ours], seconds[theirs], strict=True))
+    mine, other = (1e3 * statistics.median(s) for s in seconds.values())
+    return Check(
+        "winners as fast as the undisturbed run's",
+        f"{mine:.3f} ms against {other:.3f}, {ratio - 1:+.1%} in {rounds} rounds",
+        abs(ratio - 1) <= NEAR,
+    )
+
+
+def print_table(campaign: Campaign, log: list[Trial], checks: list[Check]) -> None:
+    """What was done, what the log says of it, and what holds."""
+    print("| fault | times |\n|---|---|")
+    for kind in KINDS:
+        print(f"| {kind} | {campaign.done[kind]} |")
+    failures = Counter(t.failure for t in log if t.failure)
+    boards = Counter(t.board for t in log if t.times_s and t.phase == "search")
+    print(f"\nfailures in the log: {dict(failures)}; measured by: {sorted(boards.values())}\n")
+    print("| claim | found | |\n|---|---|---|")
+    for c in checks:
+        print(f"| {c.claim} | {c.found} | {'holds' if c.holds else 'DOES NOT HOLD'} |")
 
 
 def main() -> None:
-    """Run the campaign."""
+    """Run both, check, and print."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--boards", type=int, default=4)
-    parser.add_argument("--minutes", type=float, default=5.0)
-    parser.add_argument("--every", type=float, default=3.0, metavar="SECONDS")
+    parser.add_argument("--faults", type=int, default=100)
+    parser.add_argument("--model", default="mobilenet_v2")
+    parser.add_argument("--boards", type=int, default=3)
+    parser.add_argument("--trials", type=int, help="of each run; by default six a fault")
+    parser.add_argument(
+        "--rounds", type=int, default=9, help="of timing both winners; 0 for no undisturbed run"
+    )
     parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument(
+        "--undisturbed", type=Path, help="bundle of the undisturbed run: kept there"
+    )
     args = parser.parse_args()
+    args.trials = args.trials or max(60, 6 * args.faults)
 
-    dispatch.POLL_S = 0.5
-    names = iter(range(10**9))
-    host.machine_of = lambda reported, address: f"machine-{next(names)}"
-    target = load_target("local")
-    task = Task(workload=W, target=target.name, threads=1, template="pointwise@1")
-    func = kernel(W, target, "pointwise", TEMPLATES["pointwise"].default(W, target, 1))
-    tracker, rng = Tracker(), random.Random(args.seed)
-    boards = [BoardServer(tracker, 1, 0.005 if i == 0 else 0.0) for i in range(args.boards)]
-    campaign = Campaign(tracker, boards, rng)
-    answered, failures, by = 0, Counter[str](), Counter[str]()
-    wrong = 0
-    end = time.monotonic() + 60 * args.minutes
-    strike_at = time.monotonic() + args.every
-    try:
-        with tempfile.TemporaryDirectory() as folder:
-            good = builder.link_candidate(func, task, target, Path(folder))
-            with Farm(target, builders=0, tracker=tracker.place, key=KEY, run_timeout_s=3.0) as f:
-                f.connect()
-                while time.monotonic() < end:
-                    seen: Counter[int] = Counter()
-                    for at, answer in f.start([(task, Config(), good)] * BATCH):
-                        seen[at] += 1
-                        if isinstance(answer, Measured):
-                            by[answer.board] += 1
-                        else:
-                            failures[answer.failure] += 1
-                        if time.monotonic() > strike_at:
-                            campaign.strike()
-                            strike_at = time.monotonic() + args.every
-                    answered += len(seen)
-                    wrong += sum(n != 1 for n in seen.values()) + (len(seen) != BATCH)
-        for board in boards:  # frozen ones wake up to see that their clients have gone
-            for pid in [board.proc.pid, *children(board.proc.pid)]:
-                os.kill(pid, signal.SIGCONT) if board.proc.poll() is None else None
-        time.sleep(3.0)
-        left = [p for b in boards for p in children(b.proc.pid)]
-    finally:
-        for board in boards:
-            board.close()
-        campaign.tracker.close()
-    print(f"{answered} candidates answered; lost or twice: {wrong}; sessions left: {len(left)}")
-    print(f"measured by board: {dict(by)}; failures: {dict(failures)}")
-    print(f"what happened: {dict(campaign.counts)}")
-    sys.exit(bool(wrong or left))
+    token = os.environ[MARK] = secrets.token_hex(8)
+    kinds = [KINDS[i % len(KINDS)] for i in range(args.faults)]
+    with tempfile.TemporaryDirectory(prefix="tvmsep-faults-") as name:
+        folder = Path(name)
+        calm, hit = args.undisturbed or folder / "calm.tvmsep", folder / "hit.tvmsep"
+        with Park(folder, args.boards) as park:
+            if args.rounds and not calm.exists():
+                tune(args, folder / "new.tvmsep", park, None)
+                shutil.move(folder / "new.tvmsep", calm)
+            campaign = Campaign(park, kinds, args.trials, args.seed)
+            started = time.monotonic()
+            answers = tune(args, hit, park, campaign)
+            took_s = time.monotonic() - started
+        try:
+            wait_for(lambda: not marked(token), "the end of all processes", ENDS_S)
+        except TimeoutError:
+            pass
+        left, log = marked(token), read_log(hit.with_suffix(".jsonl"))
+        done = sum(campaign.done.values())
+        checks = [
+            Check("the run ended by itself", f"after {took_s:.0f} s, {done} faults, "
+                  f"{campaign.left} met nothing", campaign.left == 0 and done == args.faults),
+            *against_the_log(answers, log),
+            Check("no process is left", f"{len(left)} left", not left),
+        ]  # fmt: skip
+        if args.rounds:
+            checks.append(compare(hit, calm, args.rounds, args.seed))
+        print_table(campaign, log, checks)
+    sys.exit(not all(c.holds for c in checks))
 
 
 if __name__ == "__main__":

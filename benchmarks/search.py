@@ -1,17 +1,20 @@
 """Search strategies against each other, on a log: how good after how many trials.
 
     python benchmarks/search.py --out docs/search.svg
+    python benchmarks/search.py --cold --log benchmarks/data/random.jsonl.gz --out docs/drawn.svg
 
 Nothing is measured: the replay board answers from a log, and only what that log holds is proposed.
 The figure is the network's time (the sum over its tasks of the best found so far, the default's
 where nothing was tried yet) over the best that the log knows, as a median over seeds with its
 quartiles. `xgboost` learns from nothing before the first trial, `warm` from the log of another
-network on the same target.
+network on the same target (`--cold` leaves it out). The second command replays a log whose configs
+were drawn at random (`sample.py`), as only that lets random choice do no better than it does.
 """
 
 from __future__ import annotations
 
 import argparse
+import gzip
 import math
 import tempfile
 from pathlib import Path
@@ -29,6 +32,18 @@ from tvmsep.tuner.state import task_key
 ROOT = Path(__file__).parents[1]
 NEAR = 1.05
 """A network's time within 5 % of the best counts as found."""
+BUDGET = 16
+"""From here on the cost model has to be worth its while."""
+
+
+def load(path: Path) -> list[Trial]:
+    """A log's trials; one that ends with `.gz` is unpacked first."""
+    if path.suffix != ".gz":
+        return read_log(path)
+    with tempfile.TemporaryDirectory() as folder:
+        plain = Path(folder) / path.stem
+        plain.write_bytes(gzip.decompress(path.read_bytes()))
+        return read_log(plain)
 
 
 def ideal(tasks: list[Task], target: Target, trials: list[Trial]) -> tuple[dict[str, float], ...]:
@@ -71,6 +86,12 @@ def curve(
     return ratios + [ratios[-1]] * (trials - len(ratios))
 
 
+def worse_at(ours: np.ndarray, theirs: np.ndarray, after: int) -> list[int]:
+    """Budgets beyond `after` at which our median is not better, unless both know the best."""
+    a, b = np.median(ours, axis=0), np.median(theirs, axis=0)
+    return [n + 1 for n in range(after, len(a)) if a[n] >= b[n] > 1.0 + 1e-9]
+
+
 def reached(ratios: list[float]) -> float:
     """Trials until the time is near the best; infinite if never."""
     return next((i + 1 for i, r in enumerate(ratios) if r <= NEAR), math.inf)
@@ -82,6 +103,7 @@ def main() -> None:
     parser.add_argument("--model", default="mobilenet_v2")
     parser.add_argument("--log", type=Path, default=ROOT / "logs/x86-zen4/mobilenet_v2.jsonl")
     parser.add_argument("--warm", type=Path, default=ROOT / "logs/x86-zen4/mobilenet_v1.jsonl")
+    parser.add_argument("--cold", action="store_true", help="compare cold strategies alone")
     parser.add_argument("--target", default="x86-zen4")
     parser.add_argument("--threads", type=int, default=1)
     parser.add_argument("--seeds", type=int, default=10)
@@ -92,12 +114,13 @@ def main() -> None:
     session.PLATEAU_TRIALS = args.trials  # every curve has its full length
     prepared = prepare(args.model, target=args.target, threads=args.threads)
     tasks, target = prepared.tasks(), prepared.target
-    log, warm = read_log(args.log), read_log(args.warm)
+    log = load(args.log)
     ways: dict[str, tuple[Strategy, list[Trial]]] = {
         "random": ("random", []),
         "xgboost": ("xgboost", []),
-        f"xgboost, warm ({args.warm.stem})": ("xgboost", warm),
     }
+    if not args.cold:
+        ways[f"xgboost, warm ({args.warm.stem})"] = ("xgboost", load(args.warm))
     start, best = ideal(tasks, target, log)
     counts = {task_key(t): t.count for t in tasks}
     sums = [sum(counts[k] * s for k, s in d.items()) * 1e3 for d in (start, best)]
@@ -115,6 +138,11 @@ def main() -> None:
                          for n in (50, 100, 200, 400, args.trials) if n <= args.trials)  # fmt: skip
         print(f"{name}: within {NEAR - 1:.0%} of the best after {middle:g} trials "
               f"(seeds: {until[0]:g} to {until[-1]:g}); median {ends}", flush=True)  # fmt: skip
+    worse = worse_at(curves["xgboost"], curves["random"], BUDGET)
+    print(f"xgboost's median is better than random's at every budget over {BUDGET} trials"
+          if not worse else
+          f"xgboost's median is not better than random's at {len(worse)} budgets over {BUDGET} "
+          f"trials: {worse[0]} to {worse[-1]}")  # fmt: skip
     if args.out:
         draw(curves, args)
 

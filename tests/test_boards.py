@@ -19,14 +19,16 @@ from typing import Any
 import msgspec
 import pytest
 from boards_kit import LOOPBACK, Running, children, free_port, listening, run, running, tree, until
+from test_tuner import a_trial
 
 from tvmsep.boards import doctor, new_target
 from tvmsep.boards.examine import Steadiness
 from tvmsep.boards.facts import Cache, Facts, here, misfit
 from tvmsep.boards.lookup import summary
-from tvmsep.boards.protocol import PUT, REQUEST, SUMMARY, UPDATE_INFO, TrackerLine
 from tvmsep.contracts import BoardError
+from tvmsep.logs import LogFile
 from tvmsep.measure import facts as collected
+from tvmsep.rpc.protocol import PUT, REQUEST, SUMMARY, UPDATE_INFO, TrackerLine
 from tvmsep.targets import load_target
 
 pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="reads /proc")
@@ -69,9 +71,33 @@ def test_sessions_through_the_tracker(up: tuple[Running, Running, int]) -> None:
         facts = json.loads(remote.get_function("tvmsep.facts")())
         assert facts["tvm"] == here().tvm and facts["cores"] == here().cores
         seen = summary(("127.0.0.1", port)).of("pi")[0]
-        assert seen.busy_s is not None and seen.busy_s < 60 and seen.trials == 0
+        assert seen.state_s is not None and seen.state_s < 60 and seen.trials == 0
         del remote
         until(lambda: state(port) == "free", "free again")
+
+
+def test_a_quarantined_board_is_shown_until_a_run_takes_it_back(
+    up: tuple[Running, Running, int], tmp_path: Path
+) -> None:
+    _, _, port = up
+    words = ["boards", "--rpc", f"127.0.0.1:{port}", "--key", "pi"]
+    for why in ("it is odd\nindeed", ""):
+        remote = request(port)
+        remote.get_function("tvmsep.quarantine")(why)
+        del remote
+        until(lambda: state(port) == ("quarantined" if why else "free"), "the verdict")  # noqa: B023
+        shown, board = run(*words).stdout, summary(("127.0.0.1", port)).of("pi")[0]
+        assert board.state_s is not None and board.state_s < 60
+        assert ("is quarantined: it is odd indeed" in shown) == bool(why)
+    assert request(port).get_function("tvmsep.cpu")()  # it was lent all the time
+    log = tmp_path / "log.jsonl"
+    with LogFile(log) as file:
+        file.append(a_trial(failure="crash", times_s=(), board="pi@here"))
+        file.append(a_trial(failure="compile_error", times_s=()))
+    shown = run(*words, "--log", str(log)).stdout
+    assert "quarantined config" in shown and "pi@here" in shown and "compile" not in shown
+    (bad,) = json.loads(run(*words, "--log", str(log), "--json").stdout)["quarantined"]
+    assert bad["failure"] == "crash" and bad["since"]
 
 
 def test_a_ticket_that_nobody_uses_is_replaced(up: tuple[Running, Running, int]) -> None:
@@ -247,6 +273,27 @@ def test_tune_refuses_a_board_that_does_not_suit(
     boards.append({"key": "server:pi", "addr": ["127.0.0.1", 9], "tvmsep": about})
     at = f"127.0.0.1:{port}"
     refused("tune", MODEL, "--target", "x86-avx2", "--rpc", at, "--key", "pi", says=says)
+
+
+def test_tune_refuses_a_wrong_key_and_a_wrong_tracker(
+    up: tuple[Running, Running, int], tmp_path: Path
+) -> None:
+    _, board, port = up
+    server = board.out.read_text().split()[-1]
+    nobody = f"127.0.0.1:{free_port()}"
+
+    def tune(at: str, *key: str, says: list[str]) -> None:
+        refused("tune", MODEL, "-o", str(tmp_path / "n.tvmsep"), "--rpc", at, *key, says=says)
+
+    tune(f"127.0.0.1:{port}", "--key", "rpi4", says=["lends no board rpi4", "it has pi"])
+    tune(f"127.0.0.1:{port}", says=["--key NAME"])
+    tune(nobody, "--key", "pi", says=[nobody, "refused", "tvmsep tracker"])
+    tune(server, "--key", "pi", says=[server, "not a tracker"])
+    tune("no-such-host.invalid:9190", "--key", "pi", says=["no-such-host.invalid:9190"])
+    with socket.create_server(("127.0.0.1", 0)) as silent:
+        at = f"127.0.0.1:{silent.getsockname()[1]}"
+        tune(at, "--key", "pi", says=[at, "no answer within 5 s"])
+    assert not list(tmp_path.iterdir())
 
 
 def test_doctor_and_targets_new_refuse(up: tuple[Running, Running, int], tmp_path: Path) -> None:

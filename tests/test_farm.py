@@ -18,9 +18,9 @@ from tvmsep import api
 from tvmsep.codegen import kernel
 from tvmsep.contracts import BoardError, Config, Target, Task, Workload
 from tvmsep.logs import read_log
-from tvmsep.measure import Built, Failed, Farm, Measured, builder, dispatch, host, session
-from tvmsep.measure import tracker as wire
-from tvmsep.measure.slot import Slot
+from tvmsep.measure import Built, Failed, Farm, Measured, builder, dispatch, host, roster, session
+from tvmsep.measure.slot import LONG_SESSION_S, REMOTE_SESSION_S, Lost, Slot
+from tvmsep.rpc import client
 from tvmsep.schedules import TEMPLATES
 from tvmsep.targets import load_target
 from tvmsep.tuner import TuneState
@@ -243,6 +243,15 @@ def test_a_board_that_takes_no_uploads_leaves_the_work_to_others(
         assert not [a for a in answers if isinstance(a, Failed)]
 
 
+def test_a_network_gets_a_session_that_lasts(target: Target, quick: None) -> None:
+    """Its variants take turns in one session, longer than a candidate's may be."""
+    with park(1) as (tracker, boards), a_farm(target, tracker) as farm:
+        farm.connect()
+        limits = [farm._ask(lambda slot: slot.session_s, s) for s in (0.0, LONG_SESSION_S, 0.0)]
+        assert limits == [REMOTE_SESSION_S, LONG_SESSION_S, LONG_SESSION_S]
+        assert boards[0].sessions == 2
+
+
 def test_all_boards_gone(
     target: Target, task: Task, good: Built, quick: None, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -265,15 +274,46 @@ def test_what_is_no_tracker_is_told_so() -> None:
     listener = Tracker()
     listener.close()
     with pytest.raises(BoardError, match="refused"):
-        wire.boards(listener.place, KEY)
+        client.boards(listener.place, KEY)
 
 
 def test_boards_of_another_kind_are_left_out() -> None:
     fast = [("A", 100e9), ("A", 96e9), ("A", 104e9)]
     for odd in (("A", 120e9), ("A", 80e9), ("B", 100e9)):
-        group = dispatch._largest([odd, *fast])
-        assert group in fast and not dispatch._alike(odd, group)
-    assert dispatch._largest([("A", 50e9), ("A", 100e9)]) == ("A", 100e9)  # equals: the fastest
+        group = roster.largest([odd, *fast])
+        assert group in fast and not roster.alike(odd, group)
+    assert roster.largest([("A", 50e9), ("A", 100e9)]) == ("A", 100e9)  # equals: the fastest
+
+
+def test_a_board_that_keeps_losing_sessions_is_quarantined(
+    target: Target, task: Task, good: Built, quick: None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """None of its losses is held against a candidate, and it may come back."""
+    far_away(monkeypatch)
+    with park(2) as (tracker, boards), a_farm(target, tracker) as farm:
+        farm.connect()
+        list(farm.run([(task, Config(), good)] * 4))
+        until(lambda: farm.boards == 2)
+        bad, real = boards[0].name, Slot.measure
+        tried: list[float] = []
+
+        def measure(slot: Slot, *args: Any) -> Measured | Failed:
+            if slot.board.name == bad and len(tried) < roster.STRIKES:
+                tried.append(time.monotonic())
+                time.sleep(0.3)  # meanwhile the other one measures
+                raise Lost("link_lost", "cut")
+            time.sleep(0.05)
+            return real(slot, *args)
+
+        monkeypatch.setattr(Slot, "measure", measure)
+        monkeypatch.setattr(roster, "QUARANTINE_S", 3.0)
+        answers = list(farm.run([(task, Config(), good)] * 120))
+        assert all(isinstance(a, Measured) for a in answers), answers
+        assert len(tried) == roster.STRIKES
+        (note,) = farm.notes
+        assert f"{bad} is quarantined for 3 s: 3 sessions in a row" in note
+        until(lambda: boards[0].sessions >= 2)
+        assert {a.board for a in answers} == {b.name for b in boards}  # before, and again after
 
 
 def test_an_odd_board_is_left_out_with_a_line(

@@ -16,6 +16,7 @@ ORDER = (
     "graph",
     "codegen",
     "compiler",
+    "rpc",
     "measure",
     "boards",
     "logs",

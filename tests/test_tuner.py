@@ -369,6 +369,34 @@ with LogFile(sys.argv[1]) as log:
     assert "cannot write log" in " ".join(words)
 
 
+def test_a_full_disk_is_waited_for(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A short write, as a disk gives that fills up; the trial is on it once there is space."""
+    monkeypatch.setattr("tvmsep.logs.file.FULL_POLL_S", 0.0)
+    said: list[str] = []
+    with LogFile(tmp_path / "log.jsonl", say=said.append) as log:
+        log.append(a_trial(seed=0))
+        real, left = log._file, [5]
+
+        class Full:
+            def write(self, data: bytes) -> int:
+                left[0] -= 1
+                assert real is not None
+                return real.write(data[:9] if left[0] > 0 else data)
+
+            def __getattr__(self, name: str) -> Any:
+                return getattr(real, name)
+
+        log._file = Full()  # type: ignore[assignment]
+        log.append(a_trial(seed=1))
+        assert [t.seed for t in read_log(log.path)] == [0, 1] and left == [0]
+        assert len(said) == 1 and "is full: waiting" in said[0]
+        left[0] = 10**9
+        monkeypatch.setattr("tvmsep.logs.file.FULL_WAIT_S", 0.05)
+        with pytest.raises(LogError, match="No space left"):
+            log.append(a_trial(seed=2))
+        assert [t.seed for t in read_log(log.path)] == [0, 1]
+
+
 def test_the_winner_after_an_early_stop() -> None:
     slow, fast, newer = (dict(c) for c in space(TASKS[0])[:3])
     log = [
@@ -443,11 +471,12 @@ def test_the_network_decides_between_the_best_few(tmp_path: Path) -> None:
         assert best.mean_s == pytest.approx(upside_down(state.task, best.config))
 
 
-def test_a_network_that_cannot_be_timed_leaves_the_search_to_decide(tmp_path: Path) -> None:
+def test_kernels_are_measured_alone_where_the_network_cannot_be_timed(tmp_path: Path) -> None:
     farm = NetworkFarm(upside_down, Failed("timeout", "no answer within 120 s"))
     result, trials = tune(farm, tmp_path / "log.jsonl", trials=60, plans=[a_plan()])
-    assert {t.phase for t in trials} == {"search"}
+    assert {t.phase for t in trials} == {"search", "final"} and farm.networks
     assert "no answer within 120 s" in result.state.notes[0]
+    assert {b.trial.phase for b in result.best.values()} == {"final"}
     assert len(result.best) == len(TASKS)
 
 

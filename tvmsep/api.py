@@ -171,7 +171,7 @@ def tune(
     labels: Sequence[str] | None = None,
     tracker: tuple[str, int] | None = None,
     key: str = "",
-    builders: int | None = None,
+    builders: int | str | None = None,
     progress: Callable[[TuneState], None] = lambda _: None,
     say: Callable[[str], None] = lambda _: None,
 ) -> Report:
@@ -195,7 +195,8 @@ def tune(
         labels: class names.
         tracker: RPC tracker that lends boards of the target; None measures on this host.
         key: the boards' key at the tracker.
-        builders: compiling processes; one a core by default.
+        builders: compiling processes; one a core by default. Or a Dask scheduler's address,
+            `tcp://host:8786`.
         progress: called after every trial.
         say: told of steps that take more than a moment.
 
@@ -220,7 +221,7 @@ def tune(
     if tracker is None:
         must_fit(prepared.target)
     prior = _prior(warm_start, prepared.target)
-    with LogFile(log_path, target=prepared.target.name) as records:
+    with LogFile(log_path, target=prepared.target.name, say=say) as records:
         say(f"{len(prepared.tasks())} tasks for {prepared.target.name}; log {records.path}")
         with Farm(prepared.target, builders=builders, tracker=tracker, key=key, seed=seed) as farm:
             peak = farm.peak_flops_per_core()

@@ -9,8 +9,8 @@ import socket
 import sys
 from pathlib import Path
 
-from tvmsep.boards.protocol import Place
 from tvmsep.contracts import BoardError, InputError
+from tvmsep.rpc.protocol import Place
 
 _UNIX = "unix:"
 MAX_UNIX_PATH = 100

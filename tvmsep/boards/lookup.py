@@ -15,7 +15,8 @@ import msgspec
 
 from tvmsep.boards.address import host_port
 from tvmsep.boards.facts import Facts, misfit, version_mismatch
-from tvmsep.boards.protocol import (
+from tvmsep.contracts import BoardError, InputError, Target
+from tvmsep.rpc.protocol import (
     SUCCESS,
     SUMMARY,
     NotATracker,
@@ -24,7 +25,6 @@ from tvmsep.boards.protocol import (
     show,
     why_not,
 )
-from tvmsep.contracts import BoardError, InputError, Target
 
 
 class Listed(msgspec.Struct, frozen=True, kw_only=True):
@@ -33,12 +33,15 @@ class Listed(msgspec.Struct, frozen=True, kw_only=True):
     key: str
     address: str
     state: str
-    """`free`, `busy`, or `unknown` where the tracker's count does not tell."""
+    """`free`, `busy`, `quarantined`, or `unknown` where the tracker's count does not tell."""
     ours: bool
     """Whether our server runs there, so that the rest is known."""
-    busy_s: float | None = None
+    state_s: float | None = None
+    """Seconds that it has been in that state."""
+    why: str = ""
+    """Why it is quarantined: what the tuning run says that leaves it out."""
     trials: int | None = None
-    """Of the running session."""
+    """Of the running session; between sessions, of the last one."""
     trials_per_min: float | None = None
     facts: Facts = Facts()
 
@@ -92,7 +95,7 @@ def _read(answer: Any) -> Summary:
         raise ValueError(f"it answered {code!r}")
     queues = {k: msgspec.convert(q, Queue) for k, q in found.get("queue_info", {}).items()}
     boards = [_listed(info) for info in found["server_info"]]
-    ours_free = Counter(b.key for b in boards if b.ours and b.state == "free")
+    ours_free = Counter(b.key for b in boards if b.ours and b.state != "busy")
     stock = Counter(b.key for b in boards if not b.ours)
     states = {}
     for key, total in stock.items():
@@ -108,15 +111,17 @@ def _listed(info: dict[str, Any]) -> Listed:
     address = show((str(host), int(port)))
     if about is None:
         return Listed(key=key, address=address, state="unknown", ours=False)
-    since = about.get("since")
+    busy, shut = about.get("since"), about.get("quarantine")
+    since = busy or (shut or {}).get("since") or about.get("idle_since")
     return Listed(
         key=key,
         address=address,
-        state="busy" if since else "free",
+        state="busy" if busy else "quarantined" if shut else "free",
         ours=True,
-        busy_s=max(0.0, time.time() - since) if since else None,
-        trials=about.get("trials") if since else None,
-        trials_per_min=about.get("trials_per_min") if since else None,
+        state_s=max(0.0, time.time() - since) if since else None,
+        why="" if busy or not shut else str(shut["why"]),
+        trials=about.get("trials"),
+        trials_per_min=about.get("trials_per_min"),
         facts=msgspec.convert(about, Facts),
     )
 

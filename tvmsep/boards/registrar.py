@@ -7,7 +7,8 @@ when a ticket was taken and nobody came. When the connection closes, the tracker
 
 Beyond those rules: a board that is used by somebody who did not ask the tracker is withdrawn
 meanwhile, and what the announcement says beside the address (CPU, versions, since when the board
-is busy, trials per minute) is for `tvmsep boards` and for refusing a board that does not fit.
+is busy, free or quarantined, trials per minute) is for `tvmsep boards` and for refusing a board
+that does not fit.
 """
 
 from __future__ import annotations
@@ -19,10 +20,10 @@ import socket
 import threading
 import time
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
-from tvmsep.boards.protocol import (
+from tvmsep.rpc.protocol import (
     PENDING_KEYS,
     PUT,
     SUCCESS,
@@ -51,6 +52,18 @@ class _State:
     since: float = 0.0
     """Unix time at which the session began, 0 for none."""
     loads: int = 0
+    """Libraries that the session has loaded; between sessions those of the last one."""
+    per_min: float | None = None
+    """Of the last session."""
+    idle_since: float = 0.0
+    """Unix time at which the last session ended, or the server began to listen."""
+
+    def rate(self) -> float | None:
+        """Libraries a minute of the session; between sessions of the last one."""
+        busy_s = time.time() - self.since
+        if not self.since:
+            return self.per_min
+        return round(60 * self.loads / busy_s, 1) if busy_s > 1 else None
 
 
 class Registrar(threading.Thread):
@@ -78,6 +91,7 @@ class Registrar(threading.Thread):
         self._tracker, self._key, self._advertise = tracker, key, advertise
         self._about, self._say = about, say
         self._state = _State()
+        self._quarantine: dict[str, Any] | None = None
         self._over = False
         self._said = ""
         self._wake, self._wake_write = socket.socketpair()
@@ -88,10 +102,11 @@ class Registrar(threading.Thread):
 
     def up(self, port: int) -> None:
         """The server listens, and has no session."""
-        self._tell(_State(port))
+        self._tell(_State(port, idle_since=time.time()))
 
     def down(self) -> None:
         """The server is gone."""
+        self._quarantine = None
         self._tell(_State())
 
     def session(self, ticket: str) -> None:
@@ -101,11 +116,19 @@ class Registrar(threading.Thread):
     def loaded(self) -> None:
         """The session loaded a library: one trial. Wakes nobody, for a timing follows."""
         s = self._state
-        self._state = _State(s.port, s.ticket, s.since, s.loads + 1)
+        self._state = replace(s, loads=s.loads + 1)
+
+    def quarantine(self, why: str) -> None:
+        """The session's client leaves the board out, or, with no reason, takes it back.
+
+        It is told when the session ends, and forgotten when the server is started anew.
+        """
+        self._quarantine = {"since": time.time(), "why": why} if why else None
 
     def ended(self) -> None:
         """The session is over."""
-        self._tell(_State(self._state.port))
+        s = self._state
+        self._tell(_State(s.port, loads=s.loads, per_min=s.rate(), idle_since=time.time()))
 
     def stop(self) -> None:
         """Withdraw the board and end the thread."""
@@ -163,12 +186,13 @@ class Registrar(threading.Thread):
 
     def _announce(self, line: TrackerLine) -> None:
         s = self._state
-        busy_s = time.time() - s.since if s.since else 0.0
         ours = {
             **self._about,
             "since": s.since or None,
+            "idle_since": s.idle_since or None,
             "trials": s.loads,
-            "trials_per_min": round(60 * s.loads / busy_s, 1) if busy_s > 1 else None,
+            "trials_per_min": s.rate(),
+            "quarantine": self._quarantine,
         }
         info = {"key": f"server:{self._key}", "addr": self._address(), "tvmsep": ours}
         self._ask(line, UPDATE_INFO, info)

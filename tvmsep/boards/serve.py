@@ -8,12 +8,12 @@ from typing import Any
 
 from tvmsep.boards.address import is_loopback, valid_host, valid_key, warn_if_open
 from tvmsep.boards.background import State, program
-from tvmsep.boards.protocol import Place, show
 from tvmsep.boards.registrar import Registrar
 from tvmsep.boards.supervise import Supervisor, say
 from tvmsep.contracts import BoardError
 from tvmsep.measure import facts, server
 from tvmsep.measure.worker import child_env
+from tvmsep.rpc.protocol import Place, show
 
 _WILDCARDS = ("0.0.0.0", "::", "")
 
@@ -88,13 +88,15 @@ def serve(
             registrar.up(bound)
 
     def heard(line: str) -> None:
-        event, _, ticket = line.partition(" ")
+        event, _, rest = line.partition(" ")
         if registrar is None:
             return
         if event == server.SESSION:
-            registrar.session(ticket)
+            registrar.session(rest)
         elif event == server.LOADED:
             registrar.loaded()
+        elif event == server.QUARANTINE:
+            registrar.quarantine(rest)
         elif event == server.ENDED:
             registrar.ended()
 

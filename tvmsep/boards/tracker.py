@@ -7,10 +7,10 @@ import sys
 from importlib import util
 
 from tvmsep.boards.address import listen_error, valid_host, warn_if_open
-from tvmsep.boards.protocol import PING, SUCCESS, NotATracker, TrackerLine, show
 from tvmsep.boards.supervise import Supervisor, say
 from tvmsep.contracts import BoardError
 from tvmsep.measure.worker import child_env
+from tvmsep.rpc.protocol import PING, SUCCESS, NotATracker, TrackerLine, show
 
 CHECK_TIMEOUT_S = 3.0
 

@@ -20,11 +20,11 @@ import msgspec
 from tvmsep.boards.address import MAX_UNIX_PATH, host_port
 from tvmsep.boards.background import State
 from tvmsep.boards.deploy import SERVER_TIMEOUT_S, Deployment
-from tvmsep.boards.protocol import is_server, show
 from tvmsep.boards.remove import SERVE
 from tvmsep.boards.ssh import Ssh
 from tvmsep.boards.supervise import READY, Supervisor
 from tvmsep.contracts import BoardError, TvmsepError
+from tvmsep.rpc.protocol import is_server, show
 
 LOOPBACK = "127.0.0.1"
 _WATCH = """\

@@ -245,36 +245,72 @@ def doctor(
 def boards(
     rpc: Annotated[str, typer.Option(metavar="HOST:PORT", help="The tracker.")] = DEFAULT_TRACKER,
     key: Annotated[str, typer.Option(help="Only boards of this key.")] = "",
+    log: Annotated[
+        Path | None, typer.Option(help="List the configs that took boards down in this log, too.")
+    ] = None,
     as_json: AsJson = False,
 ) -> None:
-    """List a tracker's boards: which are free, which are busy and how they get on."""
+    """List a tracker's boards: which are free, busy or quarantined, since when, and how fast.
+
+    A board is quarantined by the tuning run that left it out: it is of another kind than the rest,
+    or sessions keep ending under it. With --log, configs that crashed or hung are listed too.
+    """
     import msgspec
 
     from tvmsep.boards import lookup
     from tvmsep.boards.address import host_port
     from tvmsep.cli.table import print_table
+    from tvmsep.logs import read_log
 
+    bad = [t for t in read_log(log) if t.quarantined] if log else []
     found = lookup.summary(host_port(rpc, "--rpc"))
     rows = lookup.known(found, rpc, key) if key else list(found.boards)
     waiting = {k: q.pending for k, q in found.queues.items() if q.pending and (not key or k == key)}
     if as_json:
-        print(json.dumps({"boards": msgspec.to_builtins(rows), "waiting": waiting}))
+        configs = [
+            {"task": t.workload.label, "threads": t.threads, "config": t.config, "since": t.date,
+             "failure": t.failure, "board": t.board, "detail": t.detail}
+            for t in bad
+        ]  # fmt: skip
+        print(json.dumps({"boards": msgspec.to_builtins(rows), "waiting": waiting,
+                          "quarantined": configs}))  # fmt: skip
         return
-    if not rows:
-        print(f"no board has registered with the tracker at {rpc}")
-        return
-    print_table(
-        ("key", "address", "state", "CPU", "TVM", "busy for", "trials", "trials/min"),
-        [
+    if rows:
+        print_table(
+            ("key", "address", "state", "CPU", "TVM", "for", "trials", "trials/min"),
             [
-                b.key, b.address, b.state, b.facts.cpu or "unknown", b.facts.tvm or "unknown",
-                "" if b.busy_s is None else f"{b.busy_s:.0f} s",
-                "" if b.trials is None else str(b.trials),
-                "" if b.trials_per_min is None else f"{b.trials_per_min:.1f}",
-            ]
-            for b in rows
-        ],
-        left=5,
-    )  # fmt: skip
+                [
+                    b.key, b.address, b.state, b.facts.cpu or "unknown", b.facts.tvm or "unknown",
+                    "" if b.state_s is None else _ago(b.state_s),
+                    "" if b.trials is None else str(b.trials),
+                    "" if b.trials_per_min is None else f"{b.trials_per_min:.1f}",
+                ]
+                for b in rows
+            ],
+            left=5,
+        )  # fmt: skip
+    else:
+        print(f"no board has registered with the tracker at {rpc}")
+    for b in rows:
+        if b.why:
+            print(f"{b.key} {b.address} is quarantined: {b.why}")
     for name, count in sorted(waiting.items()):
         print(f"{count} client(s) wait for a board {name}")
+    if bad:
+        print()
+        print_table(
+            ("quarantined config", "threads", "of", "failure", "board", "since"),
+            [[", ".join(f"{k}={v}" for k, v in t.config.items()), str(t.threads),
+              t.workload.label, str(t.failure), t.board, t.date] for t in bad],
+            left=6,
+        )  # fmt: skip
+    elif log:
+        print(f"no config in {log} took a board down")
+
+
+def _ago(seconds: float) -> str:
+    """A duration in its largest sensible unit."""
+    for unit, size in (("d", 86400), ("h", 3600), ("min", 60)):
+        if seconds >= 2 * size:
+            return f"{seconds / size:.0f} {unit}"
+    return f"{seconds:.0f} s"

@@ -77,7 +77,11 @@ def tune(
     ] = None,
     key: Annotated[str, typer.Option(help="The boards' key at the tracker.")] = "",
     builders: Annotated[
-        int | None, typer.Option(min=1, help="Compiling processes; by default one a core.")
+        str | None,
+        typer.Option(
+            metavar="N|tcp://HOST:PORT",
+            help="Compiling processes, by default one a core; or a Dask scheduler.",
+        ),
     ] = None,
     board: Annotated[
         str | None,
@@ -144,7 +148,7 @@ def tune(
             labels=options.labels(labels),
             tracker=tracker,
             key=key,
-            builders=builders,
+            builders=options.builders(builders),
             progress=progress,
             say=_say,
         )

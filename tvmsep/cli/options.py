@@ -75,6 +75,24 @@ def thread_counts(text: str | None) -> list[int] | None:
     return sorted({int(p) for p in parts})
 
 
+def builders(text: str | None) -> int | str | None:
+    """A number of processes, or a Dask scheduler's address.
+
+    Raises:
+        InputError: neither.
+    """
+    if text is None:
+        return None
+    if text.isascii() and text.isdigit() and int(text) > 0:
+        return int(text)
+    from tvmsep.boards.address import host_port
+
+    if text.startswith("tcp://"):
+        host_port(text.removeprefix("tcp://"), "--builders")
+        return text
+    raise InputError(f"--builders {text!r}: write a number above 0, or tcp://host:8786")
+
+
 def strategy(text: str) -> Strategy:
     """How configs are chosen.
 

@@ -81,6 +81,11 @@ class Trial(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
         return self.board not in UNMEASURED
 
     @property
+    def quarantined(self) -> bool:
+        """Whether the config took boards down: nothing proposes it again."""
+        return self.failure in ("crash", "timeout") and self.phase == "search"
+
+    @property
     def task_key(self) -> str:
         """Which task the trial is of, template version included."""
         return Task(

@@ -6,8 +6,9 @@ import errno
 import fcntl
 import os
 import tempfile
+import time
 import zipfile
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from types import TracebackType
 from typing import BinaryIO
@@ -19,6 +20,10 @@ from tvmsep.contracts.trial import SCHEMA
 
 _DECODER = msgspec.json.Decoder(Trial)
 _STARTS = (b'{"workload":', b'{"schema":')
+FULL_WAIT_S = 120.0
+"""How long a tuning run waits for space when the disk of its log is full."""
+FULL_POLL_S = 1.0
+_FULL = (errno.ENOSPC, errno.EDQUOT)
 
 
 def _is_torn(line: bytes) -> bool:
@@ -80,6 +85,8 @@ class LogFile:
         target: the only target whose trials it may hold; None for any.
         measured: whether its trials come from real boards; others must not be among them, nor
             they among others.
+        say: told when the disk is full; `append` then waits up to `FULL_WAIT_S` for space, so that
+            a trial that was measured is not lost. Without it a full disk is an error at once.
 
     Raises:
         LogError: it cannot be read or written, another process is appending to it, or it holds
@@ -87,11 +94,16 @@ class LogFile:
     """
 
     def __init__(
-        self, path: str | Path, *, target: str | None = None, measured: bool = True
+        self,
+        path: str | Path,
+        *,
+        target: str | None = None,
+        measured: bool = True,
+        say: Callable[[str], None] | None = None,
     ) -> None:
         self.path = Path(path)
         self.trials: list[Trial] = []
-        self._target, self._measured = target, measured
+        self._target, self._measured, self._say = target, measured, say
         self._file: BinaryIO | None = None
         try:
             if self.path.exists():
@@ -157,22 +169,35 @@ class LogFile:
         """
         self._check([trial])
         line = msgspec.json.encode(trial) + b"\n"
-        try:
-            if self._file is None:
-                self._open()
-            assert self._file is not None
-            end = self._file.seek(0, os.SEEK_END)
+        deadline, told = time.monotonic() + FULL_WAIT_S, False
+        while True:
             try:
-                written = self._file.write(line)
-                if written != len(line):
-                    raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
-                os.fsync(self._file.fileno())
-            except OSError:
-                self._file.truncate(end)
-                raise
-        except OSError as error:
-            raise self._trouble(error) from error
+                self._write(line)
+                break
+            except OSError as error:
+                say = self._say if error.errno in _FULL else None
+                if say is None or time.monotonic() > deadline:
+                    raise self._trouble(error) from error
+                if not told:
+                    say(f"the disk of log {self.path} is full: waiting {FULL_WAIT_S:g} s for space")
+            told = True
+            time.sleep(FULL_POLL_S)
         self.trials.append(trial)
+
+    def _write(self, line: bytes) -> None:
+        """Add a line that is on the disk afterwards, or not in the file at all."""
+        if self._file is None:
+            self._open()
+        assert self._file is not None
+        end = self._file.seek(0, os.SEEK_END)
+        try:
+            written = self._file.write(line)
+            if written != len(line):
+                raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+            os.fsync(self._file.fileno())
+        except OSError:
+            self._file.truncate(end)
+            raise
 
     def close(self) -> None:
         """Close the file. Safe to call again."""

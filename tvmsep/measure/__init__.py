@@ -3,12 +3,14 @@
 `Farm` is the way in; see its docstring. Its parts:
 
 - `worker`: processes that run functions under a time limit and can be killed;
+- `cluster`: builders on other machines;
 - `builder`, `harness`: from a config to a shared library that times its own kernel;
 - `server`: the RPC server that survives its candidates;
 - `peak`, `bandwidth`: what the board can do at most;
 - `session`, `network`: the board's end, run in a worker: candidates alone, and in their network;
 - `slot`: one board at work; `dispatch`: the queue for all of them, and what happens when they go;
-- `tracker`, `host`: which boards there are, and which of them share a machine;
+  `roster`: which of them are used;
+- `host`: which boards share a machine;
 - `offline`: boards that measure nothing, for tests and for comparing strategies;
 - `lock`: nothing overlaps a timing on a host.
 """

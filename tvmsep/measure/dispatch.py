@@ -19,10 +19,11 @@ from typing import Any
 
 from tvmsep.contracts import BoardError, TvmsepError
 from tvmsep.contracts.trial import BLAMELESS
-from tvmsep.measure import tracker
 from tvmsep.measure.results import Board, Failed
+from tvmsep.measure.roster import Roster
 from tvmsep.measure.slot import Lost, Slot
 from tvmsep.measure.worker import WorkerError
+from tvmsep.rpc import client
 
 POLL_S = 3.0
 """How often the tracker is asked for its boards."""
@@ -32,8 +33,6 @@ COMEBACK_S = 120.0
 """How long a tracker's boards may all be gone before a batch is given up: a reboot takes less."""
 DIRECT_TRIES = 2
 """Attempts to reach a board that no tracker lends before a batch is given up."""
-TOLERANCE = 0.10
-"""Boards whose reference kernels differ by more are not of one kind."""
 KILLS = 2
 """Boards that a job may take down."""
 LOSSES = 5
@@ -45,6 +44,8 @@ class Job:
     """Something to do with a board: `work` gets the slot, `answer` is what it gave back."""
 
     work: Callable[[Slot], Any]
+    session_s: float = 0.0
+    """How long its session has to last at least, where sessions have a limit."""
     answer: Any = None
     """A value, or the `TvmsepError` that the caller has to see."""
     done: bool = False
@@ -92,11 +93,7 @@ class Dispatch:
         self._polled = place is None
         self._up_at = time.monotonic()
         self._reference: Callable[[Slot], float] | None = None
-        self.flops: dict[str, tuple[str, float]] = {}
-        """CPU and FLOP/s of one core by board, for all that were measured."""
-        self._group: tuple[str, float] | None = None
-        self.notes: list[str] = []
-        """What the user should know: boards that were left out."""
+        self.roster = Roster()
         self._add()
         self._watcher: threading.Thread | None = None
         if place is not None:
@@ -134,9 +131,9 @@ class Dispatch:
                     self._jobs.remove(job)
 
     def boards(self) -> list[Board]:
-        """Those with an open session that are of the group in use."""
+        """Those with an open session that are used."""
         with self._cond:
-            return [x.slot.board for x in self._lanes if x.slot.connected and self._fits(x.slot)]
+            return [x.slot.board for x in self._lanes if x.slot.connected and not self._out(x)]
 
     @property
     def alone(self) -> bool:
@@ -158,19 +155,17 @@ class Dispatch:
         """
         deadline = time.monotonic() + limit_s
         with self._cond:
-            self._reference, self._group = reference, None
+            self._reference = reference
+            self.roster.ungroup()
             self._cond.notify_all()
             while not self._polled or any(not self._surveyed(x) for x in self._lanes):
                 if time.monotonic() > deadline or self._closed:
                     break
                 self._cond.wait(0.2)
-            if not self.flops:
+            if not self.roster.flops:
                 raise BoardError(next((x.why for x in self._lanes if x.why), "no board answers"))
-            self._group = _largest(list(self.flops.values()))
-            for board, found in sorted(self.flops.items()):
-                self._note_misfit(board, found)
             self._cond.notify_all()
-            return {b: f for b, (cpu, f) in self.flops.items() if self._same((cpu, f))}
+            return self.roster.group()
 
     def close(self) -> None:
         """End every thread and every slot."""
@@ -189,24 +184,11 @@ class Dispatch:
     # Which boards
 
     def _surveyed(self, lane: _Lane) -> bool:
-        return lane.over or lane.slot.board.name in self.flops or lane.tries > 0
+        return lane.over or lane.slot.board.name in self.roster.flops or lane.tries > 0
 
-    def _same(self, found: tuple[str, float]) -> bool:
-        return self._group is None or _alike(found, self._group)
-
-    def _fits(self, slot: Slot) -> bool:
-        found = self.flops.get(slot.board.name)
-        return found is None or self._same(found)
-
-    def _note_misfit(self, board: str, found: tuple[str, float]) -> None:
-        if self._group is None or self._same(found):
-            return
-        (cpu, flops), (ours, usual) = found, self._group
-        what = f" ({cpu or 'CPU unknown'} beside {ours or 'CPU unknown'})" if cpu != ours else ""
-        self.notes.append(
-            f"board {board} is left out: its reference kernel runs at {flops / 1e9:.1f} GFLOP/s, "
-            f"the others' at {usual / 1e9:.1f}{what}"
-        )
+    def _out(self, lane: _Lane) -> str:
+        others = any(x is not lane and x.slot.connected and not x.over for x in self._lanes)
+        return self.roster.why_out(lane.slot.board.name, last=not others)
 
     def _add(self) -> None:
         lane = _Lane(self._start())
@@ -218,13 +200,13 @@ class Dispatch:
         assert self._place is not None
         while True:
             try:
-                there = tracker.boards(self._place, self._key, stop=lambda: self._closed)
+                there = client.boards(self._place, self._key, stop=lambda: self._closed)
             except BoardError:
                 there = []  # it may come back; what is connected goes on meanwhile
             with self._cond:
                 if self._closed:
                     return
-                out = {b for b, found in self.flops.items() if not self._same(found)}
+                out = self.roster.out()
                 wanted = max(1, sum(f"{self._key}@{at}" not in out for at in there))
                 # An ended slot stays on the list until its thread has closed it.
                 self._lanes = [x for x in self._lanes if not x.over or x.thread_lives]
@@ -246,7 +228,10 @@ class Dispatch:
     def _serve(self, lane: _Lane) -> None:
         try:
             while self._wait_for_work(lane):
-                why = lane.slot.connect() or self._measure_reference(lane)
+                with self._cond:
+                    job = self._job_for(lane)
+                why = lane.slot.connect(job.session_s if job else 0.0)
+                why = why or self._measure_reference(lane)
                 if why:
                     self._no_session(lane, why)
                     continue
@@ -271,10 +256,12 @@ class Dispatch:
     def _wait_for_work(self, lane: _Lane) -> bool:
         with self._cond:
             while not (self._closed or lane.over):
-                unknown = self._reference is not None and lane.slot.board.name not in self.flops
+                unknown = (
+                    self._reference is not None and lane.slot.board.name not in self.roster.flops
+                )
                 if self._jobs and (self._job_for(lane) or not lane.slot.connected):
                     return True
-                if unknown and self._group is None and not lane.tries:
+                if unknown and not self.roster.grouped and not lane.tries:
                     return True
                 self._cond.wait(1.0)
             return False
@@ -287,6 +274,8 @@ class Dispatch:
 
     def _take(self, lane: _Lane) -> Job | None:
         job = self._job_for(lane)
+        if job is not None and job.session_s > lane.slot.session_s:
+            return None
         if job is not None:
             self._jobs.remove(job)
             lane.job = job
@@ -295,19 +284,22 @@ class Dispatch:
     def _measure_reference(self, lane: _Lane) -> str:
         """Measure a board that is new here; why it cannot be used, or ""."""
         slot, name = lane.slot, lane.slot.board.name
-        if self._reference is not None and name not in self.flops:
+        if self._reference is not None and name not in self.roster.flops:
             try:
                 flops = self._reference(slot)
             except (Lost, WorkerError, TvmsepError) as exc:
                 slot.drop()
                 return f"board {name} does not run the target's code: {exc}"
             with self._cond:
-                found = self.flops[name] = (slot.board.cpu, flops)
-                self._note_misfit(name, found)
+                self.roster.measured(name, slot.board.cpu, flops)
                 self._cond.notify_all()
-        if not self._fits(slot):
+            slot.quarantine("")
+        with self._cond:
+            why = self._out(lane)
+        if why:
+            slot.quarantine(why)
             slot.drop()
-            return f"board {name} is left out"
+            return f"board {name} is left out: {why}"
         return ""
 
     def _no_session(self, lane: _Lane, why: str) -> None:
@@ -356,11 +348,13 @@ class Dispatch:
             with self._cond:
                 lane.job = None
                 if not self._closed:
+                    self.roster.lost(slot.board.name)
                     self._again(job, slot.board.name, exc)
                     self._cond.wait(RETRY_S)  # others first: this board may fail at once again
             return
         with self._cond:
             lane.job, self._up_at = None, time.monotonic()
+            self.roster.served(slot.board.name)
             self._finish(job, answer)
 
     def _again(self, job: Job, board: str, lost: Lost) -> None:
@@ -378,13 +372,3 @@ class Dispatch:
     def _finish(self, job: Job, answer: Any) -> None:
         job.answer, job.done = answer, True
         self._cond.notify_all()
-
-
-def _alike(one: tuple[str, float], other: tuple[str, float]) -> bool:
-    (cpu, flops), (cpu_too, flops_too) = one, other
-    return cpu == cpu_too and abs(flops - flops_too) <= TOLERANCE * max(flops, flops_too)
-
-
-def _largest(found: list[tuple[str, float]]) -> tuple[str, float]:
-    """The board that most others are like; of equals the fastest."""
-    return max(found, key=lambda f: (sum(_alike(f, g) for g in found), f[1]))

@@ -14,12 +14,13 @@ from tvmsep.codegen.reference import Array
 from tvmsep.contracts import BoardError, Config, Failure, Target, Task, Workload
 from tvmsep.measure import bandwidth, builder, harness, peak, session
 from tvmsep.measure.bandwidth import Bandwidth
+from tvmsep.measure.cluster import BuildersLost, Cluster
 from tvmsep.measure.dispatch import Dispatch, Job
 from tvmsep.measure.local import LOCAL_KEY, LocalServer
 from tvmsep.measure.lock import HostLock, Scratch
 from tvmsep.measure.network import RUNS, WARM_RUNS, NetworkJob, NetworkTimes
 from tvmsep.measure.results import Board, Built, Failed, Measured
-from tvmsep.measure.slot import REMOTE_SESSION_S, Limits, Slot, Source
+from tvmsep.measure.slot import LONG_SESSION_S, REMOTE_SESSION_S, Limits, Slot, Source
 from tvmsep.measure.worker import Pool, WorkerError, WorkerTimeout
 from tvmsep.targets import host_cores
 
@@ -43,7 +44,8 @@ class Farm:
 
     Args:
         target: what all candidates are compiled for.
-        builders: worker processes that compile; None for one a core, 0 to measure only.
+        builders: worker processes that compile; None for one a core, 0 to measure only; or the
+            address of a Dask scheduler, `tcp://host:8786`, whose workers compile candidates.
         board: a running RPC server, reached at its host and port under its key.
         tracker: host and port of a TVM RPC tracker that lends boards under `key`.
         key: the tracker's key for the boards.
@@ -55,14 +57,15 @@ class Farm:
         seed: of the random inputs on which candidates run.
 
     Raises:
-        BoardError: the local server does not start, or both `board` and `tracker` are given.
+        BoardError: the local server does not start, both `board` and `tracker` are given, or the
+            Dask cluster does not answer or does not suit.
     """
 
     def __init__(
         self,
         target: Target,
         *,
-        builders: int | None = None,
+        builders: int | str | None = None,
         board: Board | None = None,
         tracker: tuple[str, int] | None = None,
         key: str = "",
@@ -80,14 +83,17 @@ class Farm:
         self._build_timeout_s, self._seed = build_timeout_s, seed
         self._server: LocalServer | None = None
         self._pool: Pool | None = None
+        self._cluster: Cluster | None = None
         self._boards: Dispatch | None = None
         self._closed = False
         self._lock = HostLock(lock_timeout_s)
         self._scratch = Scratch("tvmsep-build-")
         try:
             # Workers import TVM while the server starts: nothing waits for them here.
-            count = host_cores() if builders is None else builders
+            count = builders if isinstance(builders, int) else host_cores()
             self._pool = Pool(count, builder.warm, {"TVM_USE_RUNTIME_LIB": "0"})
+            if isinstance(builders, str):
+                self._cluster = Cluster(builders, lock_timeout_s)
             if board is None and tracker is None:
                 self._server = LocalServer(max(target.cores, host_cores()))
                 board = Board("local", "127.0.0.1", 0, LOCAL_KEY, "", True)
@@ -121,6 +127,8 @@ class Farm:
         self._closed = True
         if self._pool is not None:
             self._pool.close()
+        if self._cluster is not None:
+            self._cluster.close()
         if self._boards is not None:
             self._boards.close()
         if self._server is not None:
@@ -140,7 +148,9 @@ class Farm:
 
     @property
     def builders(self) -> int:
-        """Worker processes that compile."""
+        """How many candidates are compiled at one time."""
+        if self._cluster is not None:
+            return self._cluster.count
         return len(self._pool.workers) if self._pool is not None else 0
 
     # Building
@@ -159,6 +169,17 @@ class Farm:
         assert self._pool is not None
         if not self._pool.workers:
             raise RuntimeError("this farm was made without builders")
+        if self._cluster is not None and jobs:
+            try:
+                return self._cluster.build(
+                    jobs, self.target, self._scratch.path, self._build_timeout_s
+                )
+            except BuildersLost as exc:
+                self.notes.append(
+                    f"the builders at {self._cluster.address} have gone ({exc}): building here"
+                )
+                self._cluster.close()
+                self._cluster = None
         calls = [(task, self.target, config, self._scratch.path) for task, config in jobs]
         with self._lock.hold(exclusive=False):
             answers = self._pool.map(builder.build_candidate, calls, self._build_timeout_s)
@@ -186,7 +207,7 @@ class Farm:
     @property
     def notes(self) -> list[str]:
         """What the user should know about the boards: those that were left out, and why."""
-        return self._dispatch.notes
+        return self._dispatch.roster.notes
 
     def known(self, task: Task) -> set[Config] | None:
         """Configs that can be measured; None for all."""
@@ -251,9 +272,9 @@ class Farm:
                 early[at] = answer
             yield early.pop(i)
 
-    def _ask(self, work: Callable[[Slot], Any]) -> Any:
+    def _ask(self, work: Callable[[Slot], Any], session_s: float = 0.0) -> Any:
         """Do something with one board; `Failed` if no board survives it."""
-        job = Job(work)
+        job = Job(work, session_s)
         self._dispatch.submit([job])
         self._dispatch.wait([job])
         if isinstance(job.answer, BaseException):
@@ -294,7 +315,7 @@ class Farm:
         count = len(choices)
         job = NetworkJob.of(plans, libraries[:count], libraries[-1] if whole else None, self._seed)
         turns: list[int | None] = [*range(count), *([None] if whole else [])]
-        answer = self._ask(partial(_time_networks, job, self.target, turns, rounds))
+        answer = self._ask(partial(_time_networks, job, self.target, turns, rounds), LONG_SESSION_S)
         if isinstance(answer, Failed):
             return answer
         board, found = answer

@@ -46,9 +46,10 @@ CRASH_WORDS = "the session's process was ended by"
 LIMIT_WORDS = "the session reached its time limit"
 
 
-SESSION, LOADED, ENDED = "session", "loaded", "ended"
-"""Events on standard output with `--events`: `session KEY` and `loaded` by a session's child, and
-`ended` by the parent, whatever became of the client."""
+SESSION, LOADED, QUARANTINE, ENDED = "session", "loaded", "quarantine", "ended"
+"""Events on standard output with `--events`: `session KEY`, `loaded` and `quarantine WHY` by a
+session's child, and `ended` by the parent, whatever became of the client."""
+MAX_WHY = 300
 
 
 def _say(text: str) -> None:
@@ -129,6 +130,10 @@ def _register(folder: Path, cpu: str, events: bool) -> None:
             raise ValueError(f"{name}: this server has no linker; upload a linked .so")
         return bytearray(path_of(name).read_bytes())
 
+    def quarantine(why: str) -> None:
+        if events:
+            _event(QUARANTINE, " ".join(why.split())[:MAX_WHY])
+
     register = tvm_ffi.register_global_func
     register("tvm.rpc.server.workpath", lambda name: str(path_of(name)), override=True)
     register("tvm.rpc.server.load_module", load, override=True)
@@ -136,6 +141,7 @@ def _register(folder: Path, cpu: str, events: bool) -> None:
     register("tvmsep.cpu", lambda: cpu, override=True)
     register("tvmsep.config_threads", _config_threads, override=True)
     register(host.FUNCTION, host.host_id, override=True)
+    register("tvmsep.quarantine", quarantine, override=True)
     register("tvmsep.facts", lambda: json.dumps(facts.collect()), override=True)
 
 

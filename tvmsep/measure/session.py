@@ -111,6 +111,12 @@ class Session:
         cpu, machine = self._ours("tvmsep.cpu"), self._ours(host.FUNCTION)
         return Hello(str(cpu()) if cpu else "", str(machine()) if machine else "")
 
+    def quarantine(self, why: str) -> None:
+        """Let the board tell others why a run leaves it out; "" that it is sound."""
+        tell = self._ours("tvmsep.quarantine")
+        if tell:
+            tell(why)
+
     def _ours(self, name: str) -> Any:
         """A function that only our own server has, else None."""
         try:
@@ -298,6 +304,12 @@ def answers() -> bool:
     assert _open is not None
     _open.hello()
     return True
+
+
+def quarantine(why: str) -> None:
+    """`Session.quarantine` on the worker's session."""
+    assert _open is not None
+    _open.quarantine(why)
 
 
 def stale() -> bool:

@@ -15,16 +15,19 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from tvmsep.contracts import BoardError, Failure, Target, Task
-from tvmsep.measure import host, session, tracker
+from tvmsep.measure import host, session
 from tvmsep.measure.local import LocalServer
 from tvmsep.measure.lock import HostLock
 from tvmsep.measure.results import Board, Built, Failed, Measured
 from tvmsep.measure.worker import Worker, WorkerDied, WorkerError, WorkerTimeout
+from tvmsep.rpc import client
 
 PREPARE_TIMEOUT_S = 120.0
 """For uploading a task's tensors and computing its reference, once a task."""
 REMOTE_SESSION_S = 300.0
 """Asked of servers that are not ours: they would let a hung session block the board for ever."""
+LONG_SESSION_S = 3600.0
+"""The same for a whole network, whose variants take turns in one session."""
 HANDSHAKE_S = 15.0
 """A board that a tracker lends is free and answers soon."""
 
@@ -79,6 +82,8 @@ class Slot:
         self.source, self._target, self._limits, self._seed = source, target, limits, seed
         self.board = source.board
         self.connected = False
+        self.session_s = 0.0
+        """How long the last session may be; infinite for our own server's."""
         self._stopped = threading.Event()
         self._here = HostLock(limits.lock_s)
         self._lock: HostLock | None = self._here if source.board.local else None
@@ -92,8 +97,8 @@ class Slot:
         """Our server on this host, if that is the board."""
         return self.source.server
 
-    def connect(self) -> str:
-        """See that there is a fresh session; why not, or ""."""
+    def connect(self, session_s: float = 0.0) -> str:
+        """See that there is a fresh session that may last so long; why not, or ""."""
         try:
             if not self._worker.alive:
                 self._worker.kill()
@@ -102,16 +107,17 @@ class Slot:
                     return "the farm is closed"
                 self._worker = self._start()
             if self.connected:
-                if not self._call(session.stale, limit_s=self._limits.run_s):
+                stale = self._call(session.stale, limit_s=self._limits.run_s)
+                if not stale and self.session_s >= session_s:
                     return ""
                 self.drop()
-            self._open()
+            self._open(max(session_s, REMOTE_SESSION_S))
         except (BoardError, WorkerDied, WorkerTimeout, WorkerError) as exc:
             return str(exc)
         self.connected = True
         return ""
 
-    def _open(self) -> None:
+    def _open(self, session_s: float) -> None:
         board, limit_s, server = self.source.board, self._limits.connect_s, self.own_server
         if server is not None:
             if not server.alive:
@@ -120,16 +126,17 @@ class Slot:
         name, ticket = board.key, board
         if self.source.tracker:
             place = (board.host, board.port)
-            lent = tracker.request(place, board.key, limit_s, stop=self._stopped.is_set)
+            lent = client.request(place, board.key, limit_s, stop=self._stopped.is_set)
             ticket = replace(board, host=lent.host, port=lent.port, key=lent.key)
             board = replace(board, name=f"{name}@{lent.host}:{lent.port}", host=lent.host)
             board, limit_s = replace(board, port=lent.port), min(limit_s, HANDSHAKE_S)
-        session_s = 0.0 if server is not None else REMOTE_SESSION_S
-        address = session.Address(ticket.host, ticket.port, ticket.key, session_s)
+        asked_s = 0.0 if server is not None else session_s
+        address = session.Address(ticket.host, ticket.port, ticket.key, asked_s)
         try:
             hello = self._call(session.connect, address, self._seed, limit_s=limit_s)
         except WorkerTimeout as exc:
             raise BoardError(f"board {board.name} opened no session: {exc}") from exc
+        self.session_s = asked_s or float("inf")
         machine = host.machine_of(hello.machine, board.host)
         local = self.source.board.local or machine == host.host_id()
         self.board = replace(board, cpu=hello.cpu or board.cpu, machine=machine, local=local)
@@ -150,6 +157,15 @@ class Slot:
                 self._call(session.disconnect, limit_s=self._limits.run_s)
             except (WorkerDied, WorkerTimeout, WorkerError):
                 self._worker.kill()
+
+    def quarantine(self, why: str) -> None:
+        """Tell the board why it is left out, "" that it is not, for `tvmsep boards` to show."""
+        if self._worker.alive and self.own_server is None:
+            try:
+                self._call(session.quarantine, why, limit_s=self._limits.run_s)
+            except (WorkerDied, WorkerTimeout, WorkerError):
+                self._worker.kill()
+                self.connected = False
 
     def _call(self, fn: Callable[..., Any], *args: Any, limit_s: float) -> Any:
         return self._worker.call(fn, *args, limit_s=limit_s)

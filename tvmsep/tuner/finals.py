@@ -8,7 +8,8 @@ task then meet once more, each among other winners. At last the winners take tur
 network without clock readings, which shows whether the sum can be trusted. Where kernels could be
 fused, variants with fused and with separate ones take turns alike, so that their times compare, and
 what `choose_plan` makes of these is the network that is timed last. Without a network
-(single layers compared) each task's best few are measured alone, in turn.
+(single layers compared), or where it cannot be timed on the board (too little memory), each task's
+best few are measured alone, in turn.
 """
 
 from __future__ import annotations
@@ -88,13 +89,16 @@ def measure_again(run: Run, plans: Sequence[Plan], deadline: float | None) -> No
     groups: dict[int, list[Plan]] = defaultdict(list)
     for plan in plans:
         groups[plan.threads].append(plan)
-    for i, group in enumerate(groups.values()):
+    for i, (threads, group) in enumerate(groups.items()):
         until = deadline
         if deadline is not None:
             until = deadline - (deadline - time.monotonic()) * (1 - 1 / (len(groups) - i))
+        before = len(run.log.trials)
         why = _in_network(run, group, until)
         if why:
             run.state.notes.append(why)
+        if why and len(run.log.trials) == before:  # nothing was timed in it
+            _alone(run, until, threads)
         run.progress(run.state)
 
 
@@ -122,8 +126,10 @@ def _successes(run: Run) -> dict[str, list[Trial]]:
     return by_task
 
 
-def _alone(run: Run, deadline: float | None) -> None:
-    order = sorted(run.state.tasks, key=lambda t: -t.task.count * min(t.best_s, 1e9))
+def _alone(run: Run, deadline: float | None, threads: int | None = None) -> None:
+    """Measure the finalists of one thread count, or of all, each by itself."""
+    tasks = [t for t in run.state.tasks if threads in (None, t.task.threads)]
+    order = sorted(tasks, key=lambda t: -t.task.count * min(t.best_s, 1e9))
     by_task = _successes(run)
     for state in order:
         if deadline is not None and time.monotonic() > deadline:

@@ -1,4 +1,4 @@
-"""TVM's wire protocol as far as a bring-up needs it, with a time limit on every wait.
+"""TVM's wire protocol as far as we need it, with a time limit on every wait.
 
 TVM's own client waits without a limit for a peer that accepts and says nothing, and importing it
 takes a second. The protocol (`tvm/rpc/tracker.py`): both ends send the magic number, then each
@@ -11,6 +11,7 @@ import json
 import socket
 import struct
 import time
+from collections.abc import Callable
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
@@ -19,6 +20,7 @@ from tvmsep.contracts import BoardError
 
 TIMEOUT_S = 5.0
 MAX_MESSAGE = 1 << 20
+STOP_POLL_S = 0.2
 
 TRACKER_MAGIC = 0x2F271
 SERVER_MAGIC = 0xFF271
@@ -32,6 +34,11 @@ Place = tuple[str, int] | Path
 
 class NotATracker(BoardError):
     """Something listens, but it does not speak the tracker's protocol."""
+
+
+def never() -> bool:
+    """For who waits until the time is over."""
+    return False
 
 
 def show(place: Place) -> str:
@@ -50,10 +57,10 @@ def why_not(error: OSError, timeout_s: float = TIMEOUT_S) -> str:
 
 
 class _Line:
-    """A connection whose every exchange ends within its time limit."""
+    """A connection whose every exchange ends within its time limit, or when `stop` says so."""
 
-    def __init__(self, place: Place, timeout_s: float) -> None:
-        self._timeout_s = timeout_s
+    def __init__(self, place: Place, timeout_s: float, stop: Callable[[], bool] = never) -> None:
+        self._timeout_s, self._stop = timeout_s, stop
         if isinstance(place, Path):
             self.sock = socket.socket(socket.AF_UNIX)
             self.sock.settimeout(timeout_s)
@@ -80,12 +87,18 @@ class _Line:
     ) -> None:
         self.sock.close()
 
-    def receive(self, size: int) -> bytes:
-        """Exactly `size` bytes."""
-        data, deadline = b"", time.monotonic() + self._timeout_s
+    def receive(self, size: int, limit_s: float = 0.0) -> bytes:
+        """Exactly `size` bytes, within `limit_s` where one message may take longer than others."""
+        data, deadline = b"", time.monotonic() + (limit_s or self._timeout_s)
         while len(data) < size:
-            self.sock.settimeout(max(0.001, deadline - time.monotonic()))
-            part = self.sock.recv(size - len(data))
+            left_s = deadline - time.monotonic()
+            if left_s <= 0 or self._stop():
+                raise TimeoutError
+            self.sock.settimeout(min(left_s, STOP_POLL_S))
+            try:
+                part = self.sock.recv(size - len(data))
+            except TimeoutError:
+                continue
             if not part:
                 raise ConnectionResetError(0, "the connection was closed before the answer")
             data += part
@@ -96,22 +109,29 @@ class _Line:
         self.sock.settimeout(self._timeout_s)
         self.sock.sendall(data)
 
-    def number(self) -> int:
+    def number(self, limit_s: float = 0.0) -> int:
         """An int32."""
-        (value,) = struct.unpack("<i", self.receive(4))
+        (value,) = struct.unpack("<i", self.receive(4, limit_s))
         return int(value)
 
 
 class TrackerLine(_Line):
     """A connection to a tracker; boards that were offered on it are withdrawn when it closes.
 
+    Args:
+        place: where it listens.
+        timeout_s: limit on each wait.
+        stop: asked several times a second; True ends a wait as its limit does.
+
     Raises:
         OSError: nothing answers, or not in time.
         NotATracker: what answers is no tracker.
     """
 
-    def __init__(self, place: Place, timeout_s: float = TIMEOUT_S) -> None:
-        super().__init__(place, timeout_s)
+    def __init__(
+        self, place: Place, timeout_s: float = TIMEOUT_S, stop: Callable[[], bool] = never
+    ) -> None:
+        super().__init__(place, timeout_s, stop)
         try:
             self.send(struct.pack("<i", TRACKER_MAGIC))
             if self.number() != TRACKER_MAGIC:
@@ -125,11 +145,11 @@ class TrackerLine(_Line):
             self.sock.close()
             raise
 
-    def call(self, code: int, *args: Any) -> Any:
-        """Ask, and the answer."""
+    def call(self, code: int, *args: Any, limit_s: float = 0.0) -> Any:
+        """Ask, and the answer: within `limit_s` where the tracker may let us wait."""
         data = json.dumps([code, *args]).encode()
         self.send(struct.pack("<i", len(data)) + data)
-        size = self.number()
+        size = self.number(limit_s)
         if not 0 < size <= MAX_MESSAGE:
             raise NotATracker(f"the tracker's answer makes no sense (a message of {size} bytes)")
         try:

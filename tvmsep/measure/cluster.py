@@ -1,0 +1,231 @@
+"""Builders on other machines: a Dask cluster compiles candidates by the code that compiles here.
+
+Each thread of each Dask worker owns a warm process of ours, so that there, too, a build has a time
+limit and may crash. A library comes back as bytes. Where a builder's machine also has a board on
+it, its builds wait for that board's timings, by the lock that all of tvmsep shares on a host.
+
+A Dask scheduler has no password: whoever reaches its port runs code on all its workers.
+"""
+
+from __future__ import annotations
+
+import atexit
+import queue
+import threading
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass
+from importlib import metadata
+from pathlib import Path
+from typing import Any
+
+from tvmsep.contracts import BoardError, Config, Target, Task
+from tvmsep.measure import builder
+from tvmsep.measure.lock import HostLock, Scratch
+from tvmsep.measure.results import Built, Failed
+from tvmsep.measure.worker import Worker, WorkerDied, WorkerError, WorkerTimeout
+
+CONNECT_S = 8.0
+"""For reaching the scheduler, and for a first worker to be there."""
+POLL_S = CLOSE_S = 1.0
+CHECK_S = 60.0
+"""For all workers to say their versions: each imports tvmsep first."""
+PACKAGES = ("tvmsep", "apache-tvm", "apache-tvm-ffi")
+
+
+class BuildersLost(Exception):
+    """The cluster does not answer any more."""
+
+
+@dataclass(frozen=True)
+class Compiled:
+    """A candidate as it travels: its library's name and bytes, and its program."""
+
+    name: str
+    library: bytes
+    program: str
+
+
+class Cluster:
+    """A Dask cluster that builds.
+
+    Args:
+        address: of its scheduler, as `tcp://host:8786`.
+        lock_timeout_s: how long a build waits there for another tvmsep that measures.
+
+    Raises:
+        BoardError: Dask is not installed here, nothing answers there, no worker is there, or one
+            has another version of TVM or of tvmsep.
+    """
+
+    def __init__(self, address: str, lock_timeout_s: float) -> None:
+        try:
+            from distributed import Client
+        except ImportError as exc:
+            raise BoardError(
+                f"--builders {address} needs Dask: pip install 'tvmsep[dask]'"
+            ) from exc
+        self.address, self._lock_timeout_s = address, lock_timeout_s
+        try:
+            self._client = Client(address, timeout=CONNECT_S, set_as_default=False)
+        except (OSError, ValueError) as exc:
+            raise BoardError(
+                f"--builders {address}: no Dask scheduler answers there; "
+                "`dask scheduler --host ADDRESS` starts one"
+            ) from exc
+        try:
+            self._check_workers()
+        except BaseException:
+            self.close()
+            raise
+
+    def _check_workers(self) -> None:
+        where = f"--builders {self.address}"
+        try:
+            self._client.wait_for_workers(1, timeout=CONNECT_S)
+        except TimeoutError as exc:
+            raise BoardError(
+                f"{where}: the scheduler has no worker; `dask worker {self.address}` starts one"
+            ) from exc
+        ours = versions()
+        asked = {
+            name: self._client.submit(versions, workers=[name], pure=False)
+            for name in self._client.nthreads()
+        }
+        for name, future in asked.items():
+            try:
+                theirs = future.result(timeout=CHECK_S)
+            except Exception as exc:  # whatever its Python says
+                raise BoardError(
+                    f"{where}: worker {name} cannot build ({type(exc).__name__}: {exc}); install "
+                    "tvmsep[tune,dask] there"
+                ) from exc
+            for package, version in ours.items():
+                if theirs[package] != version:
+                    raise BoardError(
+                        f"{where}: worker {name} has {package} {theirs[package]}, this machine "
+                        f"{version}; install the same on both"
+                    )
+
+    @property
+    def count(self) -> int:
+        """How many candidates it compiles at one time, at least one."""
+        if self._client.status != "running":
+            return 1
+        return max(1, sum(self._client.nthreads().values()))
+
+    def build(
+        self,
+        jobs: Sequence[tuple[Task, Config]],
+        target: Target,
+        outdir: Path,
+        limit_s: float,
+    ) -> list[Built | Failed]:
+        """Compile candidates; answers in their order, libraries in `outdir`.
+
+        Raises:
+            BuildersLost: the scheduler, or every worker, has gone.
+        """
+        patience_s = self._lock_timeout_s + CONNECT_S + limit_s * -(-len(jobs) // self.count)
+        futures: list[Any] = []
+        try:
+            done: queue.SimpleQueue[Any] = queue.SimpleQueue()
+            for task, config in jobs:
+                future = self._client.submit(
+                    compile_here, task, target, config, limit_s, self._lock_timeout_s, pure=False
+                )
+                futures.append(future)
+                future.add_done_callback(done.put)
+            self._wait(done, len(futures), time.monotonic() + patience_s)
+            return [self._answer(f, outdir) for f in futures]
+        except BuildersLost:
+            raise
+        except Exception as exc:  # Dask's many ways to say that its scheduler has gone
+            raise BuildersLost(f"{type(exc).__name__}: {exc}") from exc
+        finally:
+            for future in futures:
+                future.release()
+
+    def _wait(self, done: queue.SimpleQueue[Any], count: int, deadline: float) -> None:
+        while count:
+            try:
+                done.get(timeout=POLL_S)
+                count -= 1
+            except queue.Empty:
+                if self._client.status != "running":
+                    raise BuildersLost("its scheduler hung up") from None
+                if not self._client.nthreads():
+                    raise BuildersLost("it has no worker any more") from None
+                if time.monotonic() > deadline:
+                    raise BuildersLost("no answer in time") from None
+
+    @staticmethod
+    def _answer(future: Any, outdir: Path) -> Built | Failed:
+        from distributed import KilledWorker
+
+        if future.status == "cancelled":
+            raise BuildersLost("the scheduler dropped the work")
+        error = future.exception(timeout=CONNECT_S)
+        if isinstance(error, KilledWorker):
+            return Failed("compile_error", f"its builders died: {error}")
+        answer = future.result(timeout=CONNECT_S)
+        if isinstance(answer, Failed):
+            return answer
+        path = outdir / answer.name
+        if not path.exists():
+            part = path.with_suffix(".part")
+            part.write_bytes(answer.library)
+            part.replace(path)
+        return Built(path, answer.program)
+
+    def close(self) -> None:
+        """Leave the cluster, which goes on."""
+        self._client.close(timeout=CLOSE_S)
+
+
+# What follows runs on a Dask worker.
+
+
+class _Place(threading.local):
+    """What each of its threads owns."""
+
+    worker: Worker | None = None
+    lock: HostLock | None = None
+
+
+_place = _Place()
+_scratch: list[Scratch] = []
+_first = threading.Lock()
+
+
+def versions() -> dict[str, str]:
+    """Of what must be the same on both ends."""
+    return {package: metadata.version(package) for package in PACKAGES}
+
+
+def compile_here(
+    task: Task, target: Target, config: Config, limit_s: float, lock_timeout_s: float
+) -> Compiled | Failed:
+    """Build one candidate in this thread's own process."""
+    with _first:
+        if not _scratch:
+            _scratch.append(Scratch("tvmsep-build-"))
+            atexit.register(_scratch[0].close)
+    if _place.lock is None:
+        _place.lock = HostLock(lock_timeout_s)
+    if _place.worker is None or not _place.worker.alive:
+        _place.worker = Worker(builder.warm, {"TVM_USE_RUNTIME_LIB": "0"})
+    worker = _place.worker
+    worker.ready()
+    with _place.lock.hold(exclusive=False):
+        try:
+            built = worker.call(
+                builder.build_candidate, task, target, config, _scratch[0].path, limit_s=limit_s
+            )
+        except WorkerTimeout as exc:
+            return Failed("build_timeout", str(exc))
+        except (WorkerDied, WorkerError) as exc:
+            return Failed("compile_error", str(exc))
+    if isinstance(built, Failed):
+        return built
+    return Compiled(built.so.name, built.so.read_bytes(), built.program)
