@@ -92,6 +92,7 @@ def test_the_cluster_builds_what_this_host_builds(there: Cluster, tmp_path: Path
         for a, b in zip(answers, here, strict=True):
             assert isinstance(a, Built) and isinstance(b, Built)
             assert a.program == b.program and a.so.parent == tmp_path
+            assert a.object and b.object and a.object.read_bytes() == b.object.read_bytes()
             assert a.so.read_bytes()[:4] == b"\x7fELF"
     assert there.count == 1
 

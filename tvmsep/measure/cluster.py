@@ -39,10 +39,9 @@ class BuildersLost(Exception):
 
 @dataclass(frozen=True)
 class Compiled:
-    """A candidate as it travels: its library's name and bytes, and its program."""
+    """A candidate as it travels: names and bytes of its library and of its object file."""
 
-    name: str
-    library: bytes
+    files: tuple[tuple[str, bytes], tuple[str, bytes]]
     program: str
 
 
@@ -171,12 +170,13 @@ class Cluster:
         answer = future.result(timeout=CONNECT_S)
         if isinstance(answer, Failed):
             return answer
-        path = outdir / answer.name
-        if not path.exists():
-            part = path.with_suffix(".part")
-            part.write_bytes(answer.library)
-            part.replace(path)
-        return Built(path, answer.program)
+        library, kernel = (outdir / name for name, _ in answer.files)
+        for path, (_, content) in zip((library, kernel), answer.files, strict=True):
+            if not path.exists():
+                part = path.with_name(f"{path.name}.part")
+                part.write_bytes(content)
+                part.replace(path)
+        return Built(library, answer.program, kernel)
 
     def close(self) -> None:
         """Leave the cluster, which goes on."""
@@ -228,4 +228,6 @@ def compile_here(
             return Failed("compile_error", str(exc))
     if isinstance(built, Failed):
         return built
-    return Compiled(built.so.name, built.so.read_bytes(), built.program)
+    assert built.object is not None
+    library, kernel = ((p.name, p.read_bytes()) for p in (built.so, built.object))
+    return Compiled((library, kernel), built.program)
