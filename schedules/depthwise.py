@@ -124,7 +124,8 @@ class Depthwise:
         limit = t.vector_registers - 2
         tile_w, tile_h = divisors(w.ow, limit), tuple(d for d in (1, 2, 3, 4) if w.oh % d == 0)
         loops = (w.out_split,) if threads > 1 else ("rows", "channels")
-        floor = min(self.default(w, t, threads).int("tile_w"), 4)
+        default = self.default(w, t, threads)
+        floor = min(default.int("tile_w") * default.int("tile_h"), 4)
 
         def valid(c: Mapping[str, Any]) -> bool:
             tile = c["tile_w"] * c["tile_h"]
@@ -145,17 +146,34 @@ class Depthwise:
         )
 
     def default(self, w: Workload, t: Target, threads: int) -> Config:
-        """Six to eight accumulators in one row, rows or channels in even shares."""
+        """Accumulators that hide the FMA's latency, and chunks that stay in the cache.
+
+        Mostly six to eight pixels of a row, twice as many where vectors are half as wide as the
+        core's. Where one channel block alone overflows half of L2 each input row should come from
+        beyond it once: four rows of one or two pixels.
+        """
         limit = t.vector_registers - 2
-        widths = divisors(w.ow, min(limit, 14))
-        tile_w = min(widths, key=lambda d: (abs(d - 7), -d))
-        loop = w.out_split if threads > 1 else "channels"
+        image = 4 * w.ih * w.iw * w.in_block
+        tall = image > t.l2_bytes // 2 and (w.kh, w.kw) == (3, 3) and w.oh % 4 == 0
+        narrow = w.out_block < t.lanes and t.half_width_is_free and w.sw == 1
+        if tall:
+            tile_w, tile_h = (2 if w.sw == 1 and w.ow % 2 == 0 else 1), 4
+        else:
+            wanted = 14 if narrow else 7
+            widths = divisors(w.ow, min(limit, 14))
+            tile_w, tile_h = min(widths, key=lambda d: (abs(d - wanted), -d)), 1
+        loop = w.out_split if threads > 1 else "rows"
         if loop == "channels":
-            return Config(tile_w=tile_w, tile_h=1, loop="channels", rows=1)
-        rows = [r for r in divisors(w.oh) if r <= 8 or r == w.oh]
-        # The least waste first, then the fewest chunks.
-        best = min(rows, key=lambda r: (-(-w.n * r // threads) * threads / (w.n * r), r))
-        return Config(tile_w=tile_w, tile_h=1, loop="rows", rows=best)
+            return Config(tile_w=tile_w, tile_h=tile_h, loop="channels", rows=1)
+        near = t.l2_bytes // 4 if tall else t.l2_bytes // 16
+        rows = divisors(w.oh // tile_h, 8)
+
+        def cost(r: int) -> tuple[float, bool, int]:
+            waste = -(-w.n * r // threads) * threads / (w.n * r)
+            far = (threads > 1 or tall) and image // r > near
+            return (waste, far, -r if far else r)
+
+        return Config(tile_w=tile_w, tile_h=tile_h, loop="rows", rows=min(rows, key=cost))
 
     def apply(self, sch: s_tir.Schedule, w: Workload, t: Target, c: Config) -> None:
         """The docstring's steps, in s_tir primitives."""
