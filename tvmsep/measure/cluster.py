@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import atexit
 import queue
+import tempfile
 import threading
 import time
 from collections.abc import Sequence
@@ -39,9 +40,10 @@ class BuildersLost(Exception):
 
 @dataclass(frozen=True)
 class Compiled:
-    """A candidate as it travels: names and bytes of its library and of its object file."""
+    """A candidate as it travels: name and bytes of its library and of its object file."""
 
-    files: tuple[tuple[str, bytes], tuple[str, bytes]]
+    library: tuple[str, bytes]
+    object: tuple[str, bytes]
     program: str
 
 
@@ -170,13 +172,11 @@ class Cluster:
         answer = future.result(timeout=CONNECT_S)
         if isinstance(answer, Failed):
             return answer
-        library, kernel = (outdir / name for name, _ in answer.files)
-        for path, (_, content) in zip((library, kernel), answer.files, strict=True):
-            if not path.exists():
-                part = path.with_name(f"{path.name}.part")
-                part.write_bytes(content)
-                part.replace(path)
-        return Built(library, answer.program, kernel)
+        for name, data in (answer.library, answer.object):
+            part = outdir / f"{name}.part"
+            part.write_bytes(data)
+            part.replace(outdir / name)
+        return Built(outdir / answer.library[0], answer.program, outdir / answer.object[0])
 
     def close(self) -> None:
         """Leave the cluster, which goes on."""
@@ -191,6 +191,7 @@ class _Place(threading.local):
 
     worker: Worker | None = None
     lock: HostLock | None = None
+    folder: Path | None = None
 
 
 _place = _Place()
@@ -203,16 +204,27 @@ def versions() -> dict[str, str]:
     return {package: metadata.version(package) for package in PACKAGES}
 
 
-def compile_here(
-    task: Task, target: Target, config: Config, limit_s: float, lock_timeout_s: float
-) -> Compiled | Failed:
-    """Build one candidate in this thread's own process."""
+def _folder() -> Path:
     with _first:
         if not _scratch:
             _scratch.append(Scratch("tvmsep-build-"))
             atexit.register(_scratch[0].close)
-    if _place.lock is None:
-        _place.lock = HostLock(lock_timeout_s)
+    return Path(tempfile.mkdtemp(dir=_scratch[0].path))
+
+
+def _take(path: Path) -> tuple[str, bytes]:
+    """A file's name and bytes; the file is gone then: a cluster builds for long."""
+    data = path.read_bytes()
+    path.unlink()
+    return path.name, data
+
+
+def compile_here(
+    task: Task, target: Target, config: Config, limit_s: float, lock_timeout_s: float
+) -> Compiled | Failed:
+    """Build one candidate in this thread's own process."""
+    if _place.folder is None or _place.lock is None:
+        _place.folder, _place.lock = _folder(), HostLock(lock_timeout_s)
     if _place.worker is None or not _place.worker.alive:
         _place.worker = Worker(builder.warm, {"TVM_USE_RUNTIME_LIB": "0"})
     worker = _place.worker
@@ -220,7 +232,7 @@ def compile_here(
     with _place.lock.hold(exclusive=False):
         try:
             built = worker.call(
-                builder.build_candidate, task, target, config, _scratch[0].path, limit_s=limit_s
+                builder.build_candidate, task, target, config, _place.folder, limit_s=limit_s
             )
         except WorkerTimeout as exc:
             return Failed("build_timeout", str(exc))
@@ -228,6 +240,4 @@ def compile_here(
             return Failed("compile_error", str(exc))
     if isinstance(built, Failed):
         return built
-    assert built.object is not None
-    library, kernel = ((p.name, p.read_bytes()) for p in (built.so, built.object))
-    return Compiled((library, kernel), built.program)
+    return Compiled(_take(built.so), _take(built.object), built.program)
