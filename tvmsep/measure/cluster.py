@@ -113,7 +113,7 @@ class Cluster:
         """How many candidates it compiles at one time, at least one."""
         if self._client.status != "running":
             return 1
-        return max(1, sum(self._client.nthreads().values()))
+        return max(1, sum(map(int, self._client.nthreads().values())))
 
     def build(
         self,
