@@ -155,9 +155,9 @@ def _choose(
 ) -> tuple[str, _Choice | None]:
     """The next batch, or why there is none.
 
-    Tasks that are being measured come last; of those never measured the one from which most is hoped
-    for comes first, and kernels that could replace two others when these have their times. With
-    `first` only a task that was never measured will do.
+    Tasks that are being measured come last; of those never measured the one from which most is
+    hoped for comes first, and kernels that could replace two others when these have their times.
+    With `first` only a task that was never measured will do.
     """
     state = run.state
     if over():
