@@ -153,7 +153,7 @@ def test_a_cluster_that_goes_away_leaves_the_work_to_this_host(tmp_path: Path) -
 
 def refused(address: str) -> str:
     start = time.monotonic()
-    done = run("tune", MODEL, "--builders", address, "-o", "/nowhere/net.tvmsep")
+    done = run("tune", MODEL, "--builders", address, "-o", "/tmp/tvmsep-refused.tvmsep")
     assert done.returncode == 2 and "Traceback" not in done.stderr, done.stderr
     assert time.monotonic() - start < 30
     return next(line for line in done.stderr.splitlines() if line.startswith("error: "))
@@ -162,9 +162,12 @@ def refused(address: str) -> str:
 def test_what_is_no_address_is_refused() -> None:
     for text in ("0", "udp://a:1", "tcp://a", "many"):
         assert "--builders" in refused(text)
+    with socket.create_server(("127.0.0.1", 0)) as silent:
+        assert "no Dask scheduler" in refused(f"tcp://127.0.0.1:{silent.getsockname()[1]}")
 
 
-def test_nobody_there(tmp_path: Path) -> None:
+def test_nobody_there(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(cluster, "CONNECT_S", 3.0)
     with pytest.raises(BoardError, match="no Dask scheduler answers"):
         Cluster(f"tcp://127.0.0.1:{free_port()}", 1.0)
     with socket.create_server(("127.0.0.1", 0)) as silent:

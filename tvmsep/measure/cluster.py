@@ -14,7 +14,7 @@ import queue
 import tempfile
 import threading
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from importlib import metadata
 from pathlib import Path
@@ -68,7 +68,10 @@ class Cluster:
             ) from exc
         self.address, self._lock_timeout_s = address, lock_timeout_s
         try:
-            self._client = Client(address, timeout=CONNECT_S, set_as_default=False)
+            # Dask's own limit does not hold where something listens that says nothing.
+            self._client = _within(
+                CONNECT_S, lambda: Client(address, timeout=CONNECT_S, set_as_default=False)
+            )
         except (OSError, ValueError) as exc:
             raise BoardError(
                 f"--builders {address}: no Dask scheduler answers there; "
@@ -181,6 +184,26 @@ class Cluster:
     def close(self) -> None:
         """Leave the cluster, which goes on."""
         self._client.close(timeout=CLOSE_S)
+
+
+def _within(limit_s: float, fn: Callable[[], Any]) -> Any:
+    """What a function returns or raises, or TimeoutError: it is left alone then."""
+    answers: queue.SimpleQueue[tuple[Any, BaseException | None]] = queue.SimpleQueue()
+
+    def run() -> None:
+        try:
+            answers.put((fn(), None))
+        except BaseException as exc:
+            answers.put((None, exc))
+
+    threading.Thread(target=run, daemon=True, name="dask").start()
+    try:
+        value, error = answers.get(timeout=limit_s)
+    except queue.Empty:
+        raise TimeoutError(f"no answer within {limit_s:g} s") from None
+    if error is not None:
+        raise error
+    return value
 
 
 # What follows runs on a Dask worker.
