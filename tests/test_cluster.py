@@ -153,7 +153,7 @@ def test_a_cluster_that_goes_away_leaves_the_work_to_this_host(tmp_path: Path) -
 
 def refused(address: str) -> str:
     start = time.monotonic()
-    done = run("tune", MODEL, "--builders", address, "-o", "/tmp/tvmsep-refused.tvmsep")
+    done = run("tune", MODEL, "--builders", address, "-o", "refused.tvmsep")
     assert done.returncode == 2 and "Traceback" not in done.stderr, done.stderr
     assert time.monotonic() - start < 30
     return next(line for line in done.stderr.splitlines() if line.startswith("error: "))

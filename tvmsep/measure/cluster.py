@@ -11,10 +11,12 @@ from __future__ import annotations
 
 import atexit
 import queue
+import socket
+import struct
 import tempfile
 import threading
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from importlib import metadata
 from pathlib import Path
@@ -31,6 +33,8 @@ CONNECT_S = 8.0
 POLL_S = CLOSE_S = 1.0
 CHECK_S = 60.0
 """For all workers to say their versions: each imports tvmsep first."""
+MAX_HELLO = 1 << 20
+"""Bytes of a scheduler's greeting, at most; their number comes first."""
 PACKAGES = ("tvmsep", "apache-tvm", "apache-tvm-ffi")
 
 
@@ -68,10 +72,8 @@ class Cluster:
             ) from exc
         self.address, self._lock_timeout_s = address, lock_timeout_s
         try:
-            # Dask's own limit does not hold where something listens that says nothing.
-            self._client = _within(
-                CONNECT_S, lambda: Client(address, timeout=CONNECT_S, set_as_default=False)
-            )
+            _probe(address)
+            self._client = Client(address, timeout=CONNECT_S, set_as_default=False)
         except (OSError, ValueError) as exc:
             raise BoardError(
                 f"--builders {address}: no Dask scheduler answers there; "
@@ -186,24 +188,18 @@ class Cluster:
         self._client.close(timeout=CLOSE_S)
 
 
-def _within(limit_s: float, fn: Callable[[], Any]) -> Any:
-    """What a function returns or raises, or TimeoutError: it is left alone then."""
-    answers: queue.SimpleQueue[tuple[Any, BaseException | None]] = queue.SimpleQueue()
+def _probe(address: str) -> None:
+    """See that what listens speaks first, as Dask does: its client waits long where nothing does.
 
-    def run() -> None:
-        try:
-            answers.put((fn(), None))
-        except BaseException as exc:
-            answers.put((None, exc))
-
-    threading.Thread(target=run, daemon=True, name="dask").start()
-    try:
-        value, error = answers.get(timeout=limit_s)
-    except queue.Empty:
-        raise TimeoutError(f"no answer within {limit_s:g} s") from None
-    if error is not None:
-        raise error
-    return value
+    Raises:
+        OSError: nothing answers, or not in time.
+        ValueError: it says something else.
+    """
+    host, _, port = address.removeprefix("tcp://").rpartition(":")
+    with socket.create_connection((host.strip("[]"), int(port)), timeout=CONNECT_S) as line:
+        head = line.recv(8, socket.MSG_WAITALL)
+    if len(head) < 8 or struct.unpack("<Q", head)[0] > MAX_HELLO:
+        raise ValueError("not Dask")
 
 
 # What follows runs on a Dask worker.
