@@ -28,7 +28,7 @@ _TREES: dict[str, Any] = {
 }  # fmt: skip
 """Small steps, no leaf for fewer than three trials, and not every feature for every tree: what is
 learnt has to hold for layers that no trial is of. Deeper and faster trees rank the layers they were
-taught with better and others worse (MobileNetV2 by MobileNetV1's log: docs/search.md)."""
+taught with better and others worse: seen with MobileNetV2 after the log of MobileNetV1."""
 PRIOR_WEIGHT = 0.5
 """Of a trial of another log of the same target, beside one of this run."""
 RELATED_WEIGHT = 0.1
