@@ -31,8 +31,8 @@ if TYPE_CHECKING:
 FIRST_BATCH = 4
 """Of a task that was never measured: the default and a few more, so that every task has its turn
 before a short budget is over."""
-FIRST_BATCH_TAUGHT = 2
-"""The same where earlier logs have taught the cost model: the default and what it ranks first."""
+FIRST_BATCH_TAUGHT = 3
+"""The same where earlier logs have taught the cost model: the default and its two favourites."""
 PLATEAU_GAIN = 0.003
 PLATEAU_TRIALS = 160
 MAX_BATCHES = 4
