@@ -1,14 +1,16 @@
 """Search strategies against each other, on a log: how good after how many trials.
 
     python benchmarks/search.py --out docs/search.svg
-    python benchmarks/search.py --cold --log benchmarks/data/random.jsonl.gz --out docs/drawn.svg
+    LOG=benchmarks/data/random.jsonl.gz
+    python benchmarks/search.py --cold --each --trials 64 --log $LOG --out docs/drawn.svg
 
 Nothing is measured: the replay board answers from a log, and only what that log holds is proposed.
 The figure is the network's time (the sum over its tasks of the best found so far, the default's
 where nothing was tried yet) over the best that the log knows, as a median over seeds with its
 quartiles. `xgboost` learns from nothing before the first trial, `warm` from the log of another
 network on the same target (`--cold` leaves it out). The second command replays a log whose configs
-were drawn at random (`sample.py`), as only that lets random choice do no better than it does.
+were drawn at random (`sample.py`), as only that lets random choice do no better than it does, each
+task by itself (`--each`: the geometric mean).
 """
 
 from __future__ import annotations
@@ -177,7 +179,7 @@ def draw(curves: dict[str, np.ndarray], args: argparse.Namespace) -> None:
     axes.axhline(NEAR, color="grey", linewidth=0.8, linestyle=":")
     axes.set(
         xlabel="trials",
-        ylabel="network's time / best in the log",
+        ylabel=f"{'kernel' if args.each else 'network'}'s time / best in the log",
         title=f"{args.model}, {args.threads} thread(s), replayed from {args.target}, "
         f"{args.seeds} seeds",
     )
