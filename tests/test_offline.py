@@ -238,6 +238,33 @@ def test_earlier_logs_rank_before_the_first_trial(tmp_path: Path) -> None:
     assert first_batch(prior) < first_batch([])
 
 
+def test_a_taught_run_begins_where_most_is_hoped_for(tmp_path: Path) -> None:
+    """By earlier logs all configs of the costlier kernel take equally long."""
+    cheap, costly = pointwise(14, 64, 64), pointwise(14, 64, 128)
+    prior = [
+        a_trial(
+            workload=near.workload, config=dict(c), target=TARGET.name,
+            times_s=(formula(near, c) if near.workload.oc == 64 else 1e-3,),
+        )
+        for near in (pointwise(28, 64, 64), pointwise(28, 64, 128))
+        for c in space(near)
+    ]  # fmt: skip
+
+    def first(prior: list[Trial]) -> list[Trial]:
+        path = tmp_path / f"{bool(prior)}.jsonl"
+        return tune_on(NullBoard(), path, [cheap, costly], trials=3, prior=prior)[1]
+
+    assert {t.workload.oc for t in first([])} == {128}
+    taught = first(prior)
+    assert {t.workload.oc for t in taught} == {64}
+    model = CostModel(0, TARGET.name, prior)
+    model.fit([])
+    configs = space(cheap)
+    scores = dict(zip(configs, model.predict(cheap, configs), strict=True))
+    favourite = max((c for c in configs if c != taught[0].as_config()), key=lambda c: scores[c])
+    assert taught[1].as_config() == favourite  # and none at random
+
+
 def test_a_related_target_counts_less_than_this_one() -> None:
     task = pointwise(14, 64, 64)
     configs = space(task)[:200]
