@@ -40,6 +40,8 @@ class Dask:
             "scheduler", "--host", "127.0.0.1", "--port", str(self.port), "--no-dashboard"
         )
         self.worker: subprocess.Popen[bytes] | None = None
+        log = self.folder / "scheduler.log"
+        until(lambda: "Scheduler at" in log.read_text(), "the scheduler")
 
     def _start(self, *words: str) -> subprocess.Popen[bytes]:
         with (self.folder / f"{words[0]}.log").open("wb") as log:
@@ -179,7 +181,6 @@ def test_no_worker_and_another_version(tmp_path: Path, monkeypatch: pytest.Monke
     it = Dask(tmp_path)
     monkeypatch.setattr(cluster, "CONNECT_S", 3.0)
     try:
-        until(lambda: "Scheduler at" in (tmp_path / "scheduler.log").read_text(), "the scheduler")
         with pytest.raises(BoardError, match="no worker; `dask worker tcp://"):
             Cluster(it.address, 1.0)
         it.add_worker()
