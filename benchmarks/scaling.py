@@ -6,7 +6,8 @@ Boards are simulated: each answers after the latency with a time from a formula,
 machine nothing. All else is real: the tuner, its cost model and its log, the queue, the builders.
 What share of linear growth is reached depends on how fast the builders compile, which is measured
 first: a run with more boards than they can feed has them as its limit. `--no-build` leaves the
-compiling out and so shows what the queue and the tuner could do with builders enough.
+compiling out and so shows what the queue and the tuner could do with builders enough: those of this
+machine share its cores with the tuner and its cost model.
 """
 
 from __future__ import annotations
@@ -27,6 +28,8 @@ from tvmsep.schedules import TEMPLATES
 from tvmsep.tuner import TuneState, finals, session, tune_tasks
 
 PEAK_FLOPS = 100e9
+LINEAR = 0.9
+"""From this share of linear growth on, the boards are what limits a run."""
 BUILDS = 96
 """Candidates that are compiled to learn the builders' rate."""
 
@@ -151,7 +154,8 @@ def main() -> None:
     print("| boards | trials/min | of linear | limit |\n|---|---|---|---|")
     for boards in map(int, args.boards.split(",")):
         found = trials_per_s(tasks, target, boards, args.builders, args)
-        limit = "the boards" if boards * each < rate else "the builders"
+        limit = "the tuner" if args.no_build else "the builders"
+        limit = "the boards" if found >= LINEAR * boards * each else limit
         print(f"| {boards} | {60 * found:.0f} | {found / (boards * each):.0%} | {limit} |",
               flush=True)  # fmt: skip
 

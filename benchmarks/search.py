@@ -1,14 +1,16 @@
 """Search strategies against each other, on a log: how good after how many trials.
 
     python benchmarks/search.py --out docs/search.svg
-    python benchmarks/search.py --cold --log benchmarks/data/random.jsonl.gz --out docs/drawn.svg
+    LOG=benchmarks/data/random.jsonl.gz
+    python benchmarks/search.py --cold --each --trials 64 --log $LOG --out docs/drawn.svg
 
 Nothing is measured: the replay board answers from a log, and only what that log holds is proposed.
 The figure is the network's time (the sum over its tasks of the best found so far, the default's
 where nothing was tried yet) over the best that the log knows, as a median over seeds with its
 quartiles. `xgboost` learns from nothing before the first trial, `warm` from the log of another
 network on the same target (`--cold` leaves it out). The second command replays a log whose configs
-were drawn at random (`sample.py`), as only that lets random choice do no better than it does.
+were drawn at random (`sample.py`), as only that lets random choice do no better than it does, each
+task by itself (`--each`: the geometric mean).
 """
 
 from __future__ import annotations
@@ -86,6 +88,17 @@ def curve(
     return ratios + [ratios[-1]] * (trials - len(ratios))
 
 
+def each_alone(
+    tasks: list[Task], target: Target, log: list[Trial], strategy: Strategy,
+    prior: list[Trial], seed: int, trials: int,
+) -> list[float]:  # fmt: skip
+    """Geometric mean over tasks of time over the best, each searched by itself."""
+    _, best = ideal(tasks, target, log)
+    known = [t for t in tasks if task_key(t) in best]
+    runs = [curve([t], target, log, strategy, prior, seed, trials) for t in known]
+    return [float(x) for x in np.exp(np.mean(np.log(runs), axis=0))]
+
+
 def worse_at(ours: np.ndarray, theirs: np.ndarray, after: int) -> list[int]:
     """Budgets beyond `after` at which our median is not better, unless both know the best."""
     a, b = np.median(ours, axis=0), np.median(theirs, axis=0)
@@ -104,6 +117,7 @@ def main() -> None:
     parser.add_argument("--log", type=Path, default=ROOT / "logs/x86-zen4/mobilenet_v2.jsonl")
     parser.add_argument("--warm", type=Path, default=ROOT / "logs/x86-zen4/mobilenet_v1.jsonl")
     parser.add_argument("--cold", action="store_true", help="compare cold strategies alone")
+    parser.add_argument("--each", action="store_true", help="search each task by itself; the mean")
     parser.add_argument("--target", default="x86-zen4")
     parser.add_argument("--threads", type=int, default=1)
     parser.add_argument("--seeds", type=int, default=10)
@@ -129,13 +143,14 @@ def main() -> None:
           f"({sums[0] / sums[1]:.3f}); {args.seeds} seeds")  # fmt: skip
     curves: dict[str, np.ndarray] = {}
     for name, (strategy, prior) in ways.items():
-        runs = [curve(tasks, target, log, strategy, prior, s, args.trials)
+        search = each_alone if args.each else curve
+        runs = [search(tasks, target, log, strategy, prior, s, args.trials)
                 for s in range(args.seeds)]  # fmt: skip
         curves[name] = np.array(runs)
         until = sorted(reached(r) for r in runs)
         middle = until[len(until) // 2]
-        ends = ", ".join(f"{np.median(curves[name][:, n - 1]):.3f} at {n}"
-                         for n in (50, 100, 200, 400, args.trials) if n <= args.trials)  # fmt: skip
+        shown = sorted({n for n in (20, 50, 100, 200, 400) if n < args.trials} | {args.trials})
+        ends = ", ".join(f"{np.median(curves[name][:, n - 1]):.3f} at {n}" for n in shown)
         print(f"{name}: within {NEAR - 1:.0%} of the best after {middle:g} trials "
               f"(seeds: {until[0]:g} to {until[-1]:g}); median {ends}", flush=True)  # fmt: skip
     worse = worse_at(curves["xgboost"], curves["random"], BUDGET)
@@ -164,7 +179,7 @@ def draw(curves: dict[str, np.ndarray], args: argparse.Namespace) -> None:
     axes.axhline(NEAR, color="grey", linewidth=0.8, linestyle=":")
     axes.set(
         xlabel="trials",
-        ylabel="network's time / best in the log",
+        ylabel=f"{'kernel' if args.each else 'network'}'s time / best in the log",
         title=f"{args.model}, {args.threads} thread(s), replayed from {args.target}, "
         f"{args.seeds} seeds",
     )

@@ -228,6 +228,7 @@ def refused(*words: str, says: list[str]) -> None:
     assert done.returncode == 2 and done.stdout == "", (done.returncode, done.stdout, done.stderr)
     assert took < 10, f"{took:.1f} s"
     (error,) = [line for line in done.stderr.splitlines() if line.startswith("error: ")]
+    print(f"{took:.1f} s  {error}")  # pytest -s
     assert "Traceback" not in done.stderr
     for text in says:
         assert text in error, error

@@ -11,6 +11,9 @@ from __future__ import annotations
 
 import atexit
 import queue
+import socket
+import struct
+import tempfile
 import threading
 import time
 from collections.abc import Sequence
@@ -30,6 +33,8 @@ CONNECT_S = 8.0
 POLL_S = CLOSE_S = 1.0
 CHECK_S = 60.0
 """For all workers to say their versions: each imports tvmsep first."""
+MAX_HELLO = 1 << 20
+"""Bytes of a scheduler's greeting, at most; their number comes first."""
 PACKAGES = ("tvmsep", "apache-tvm", "apache-tvm-ffi")
 
 
@@ -39,9 +44,10 @@ class BuildersLost(Exception):
 
 @dataclass(frozen=True)
 class Compiled:
-    """A candidate as it travels: names and bytes of its library and of its object file."""
+    """A candidate as it travels: name and bytes of its library and of its object file."""
 
-    files: tuple[tuple[str, bytes], tuple[str, bytes]]
+    library: tuple[str, bytes]
+    object: tuple[str, bytes]
     program: str
 
 
@@ -66,6 +72,7 @@ class Cluster:
             ) from exc
         self.address, self._lock_timeout_s = address, lock_timeout_s
         try:
+            _probe(address)
             self._client = Client(address, timeout=CONNECT_S, set_as_default=False)
         except (OSError, ValueError) as exc:
             raise BoardError(
@@ -111,7 +118,7 @@ class Cluster:
         """How many candidates it compiles at one time, at least one."""
         if self._client.status != "running":
             return 1
-        return max(1, sum(self._client.nthreads().values()))
+        return max(1, sum(map(int, self._client.nthreads().values())))
 
     def build(
         self,
@@ -170,17 +177,29 @@ class Cluster:
         answer = future.result(timeout=CONNECT_S)
         if isinstance(answer, Failed):
             return answer
-        library, kernel = (outdir / name for name, _ in answer.files)
-        for path, (_, content) in zip((library, kernel), answer.files, strict=True):
-            if not path.exists():
-                part = path.with_name(f"{path.name}.part")
-                part.write_bytes(content)
-                part.replace(path)
-        return Built(library, answer.program, kernel)
+        for name, data in (answer.library, answer.object):
+            part = outdir / f"{name}.part"
+            part.write_bytes(data)
+            part.replace(outdir / name)
+        return Built(outdir / answer.library[0], answer.program, outdir / answer.object[0])
 
     def close(self) -> None:
         """Leave the cluster, which goes on."""
         self._client.close(timeout=CLOSE_S)
+
+
+def _probe(address: str) -> None:
+    """See that what listens speaks first, as Dask does: its client waits long where nothing does.
+
+    Raises:
+        OSError: nothing answers, or not in time.
+        ValueError: it says something else.
+    """
+    host, _, port = address.removeprefix("tcp://").rpartition(":")
+    with socket.create_connection((host.strip("[]"), int(port)), timeout=CONNECT_S) as line:
+        head = line.recv(8, socket.MSG_WAITALL)
+    if len(head) < 8 or struct.unpack("<Q", head)[0] > MAX_HELLO:
+        raise ValueError("not Dask")
 
 
 # What follows runs on a Dask worker.
@@ -191,6 +210,7 @@ class _Place(threading.local):
 
     worker: Worker | None = None
     lock: HostLock | None = None
+    folder: Path | None = None
 
 
 _place = _Place()
@@ -203,16 +223,27 @@ def versions() -> dict[str, str]:
     return {package: metadata.version(package) for package in PACKAGES}
 
 
-def compile_here(
-    task: Task, target: Target, config: Config, limit_s: float, lock_timeout_s: float
-) -> Compiled | Failed:
-    """Build one candidate in this thread's own process."""
+def _folder() -> Path:
     with _first:
         if not _scratch:
             _scratch.append(Scratch("tvmsep-build-"))
             atexit.register(_scratch[0].close)
-    if _place.lock is None:
-        _place.lock = HostLock(lock_timeout_s)
+    return Path(tempfile.mkdtemp(dir=_scratch[0].path))
+
+
+def _take(path: Path) -> tuple[str, bytes]:
+    """A file's name and bytes; the file is gone then: a cluster builds for long."""
+    data = path.read_bytes()
+    path.unlink()
+    return path.name, data
+
+
+def compile_here(
+    task: Task, target: Target, config: Config, limit_s: float, lock_timeout_s: float
+) -> Compiled | Failed:
+    """Build one candidate in this thread's own process."""
+    if _place.folder is None or _place.lock is None:
+        _place.folder, _place.lock = _folder(), HostLock(lock_timeout_s)
     if _place.worker is None or not _place.worker.alive:
         _place.worker = Worker(builder.warm, {"TVM_USE_RUNTIME_LIB": "0"})
     worker = _place.worker
@@ -220,7 +251,7 @@ def compile_here(
     with _place.lock.hold(exclusive=False):
         try:
             built = worker.call(
-                builder.build_candidate, task, target, config, _scratch[0].path, limit_s=limit_s
+                builder.build_candidate, task, target, config, _place.folder, limit_s=limit_s
             )
         except WorkerTimeout as exc:
             return Failed("build_timeout", str(exc))
@@ -228,6 +259,4 @@ def compile_here(
             return Failed("compile_error", str(exc))
     if isinstance(built, Failed):
         return built
-    assert built.object is not None
-    library, kernel = ((p.name, p.read_bytes()) for p in (built.so, built.object))
-    return Compiled((library, kernel), built.program)
+    return Compiled(_take(built.so), _take(built.object), built.program)

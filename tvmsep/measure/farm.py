@@ -321,8 +321,8 @@ class Farm:
         board, found = answer
         whole_s = tuple(np.concatenate(found[None]).tolist()) if whole else ()
         steps = [np.concatenate(found[i]) for i in range(count)]
-        kernels = [_by_workload(p, times) for p, times in zip(plans, steps, strict=True)]
-        return NetworkTimes(kernels, whole_s, board, steps)
+        by_workload = [_by_workload(p, times) for p, times in zip(plans, steps, strict=True)]
+        return NetworkTimes(by_workload, whole_s, board, steps)
 
     def _build_networks(
         self,

@@ -18,11 +18,13 @@ from tvmsep.logs import Best, LogFile, best_trials
 from tvmsep.measure import Built, Failed, Measured, Measuring
 from tvmsep.schedules import TEMPLATES
 from tvmsep.tuner.model import CostModel
-from tvmsep.tuner.search import propose
+from tvmsep.tuner.search import EXPLORE, propose
 from tvmsep.tuner.state import TaskState, TuneState, now, task_key
 
 Progress = Callable[[TuneState], None]
 Strategy = Literal["xgboost", "random", "default"]
+HOPE_CONFIGS = 300
+"""Of a task's space: so many tell what its best may be."""
 
 
 @dataclass
@@ -68,9 +70,11 @@ class Run:
         self.target, self.farm, self.log, self.seed = target, farm, log, seed
         self.state, self.progress, self.strategy = state, progress, strategy
         self.rng = np.random.default_rng(seed)
+        self._peak = peak_flops_per_core
         self.models: dict[str, CostModel] = {}
         self.prior = prior
         self.built: dict[tuple[str, Config], Built | Failed] = {}
+        self._hopes: dict[str, float] = {}
         self._notes = 0
         board = farm.connect()
         self.board, self.cpu = board.name, board.cpu
@@ -166,6 +170,33 @@ class Run:
         """Whether earlier logs let the model rank configs of tasks that were never measured."""
         return self.strategy == "xgboost" and any(t.template == template for t in self.prior)
 
+    def hope_s(self, state: TaskState) -> float:
+        """Seconds of the network that the first batch of a task may save, by earlier logs.
+
+        What the cost model expects of its favourite beside the default, times what the task is
+        likely to take: its least time over the share of the peak that its template reached in those
+        logs. Where they teach nothing, its least time.
+        """
+        key = task_key(state.task)
+        if key not in self._hopes:
+            least_s, model = state.task.count * state.floor_s, self.model(state.task.template)
+            if model.trained and state.space:
+                some = state.space[:: -(-len(state.space) // HOPE_CONFIGS)]
+                default, *scores = model.predict(state.task, [state.default, *some])
+                gain = 1.0 - math.exp(min(0.0, float(default - max(scores))))
+                least_s *= gain / self._share(state.task.template)
+            self._hopes[key] = least_s
+        return self._hopes[key]
+
+    def _share(self, template: str) -> float:
+        """Median share of the FMA peak that earlier logs' best configs of a template reached."""
+        best: dict[str, float] = {}
+        for t in self.prior:
+            if t.template == template and t.phase == "search" and t.times_s:
+                share = t.workload.flops / (t.median_s * t.threads * self._peak)
+                best[t.task_key] = max(best.get(t.task_key, 0.0), share)
+        return float(np.median([*best.values()] or [1.0])) or 1.0
+
     def build(self, task: Task, configs: Sequence[Config]) -> list[Built | Failed]:
         """Compile what this run has not compiled yet."""
         return self.build_all([(task, c) for c in configs])
@@ -179,11 +210,12 @@ class Run:
         return [self.built[k] for k in keys]
 
     def propose(self, state: TaskState, count: int) -> list[Config]:
-        """The next `count` configs of a task."""
+        """The next `count` configs of a task: none at random where earlier logs say what to try."""
         model = self.model(state.task.template)
         taken = state.tried | state.pending
+        explore = 0.0 if not state.trials and self.taught(state.task.template) else EXPLORE
         configs = propose(
-            state.task, state.space, taken, state.default, model, count, self.rng
+            state.task, state.space, taken, state.default, model, count, self.rng, explore
         )  # fmt: skip
         state.pending.update(configs)
         return configs

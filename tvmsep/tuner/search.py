@@ -22,11 +22,12 @@ def propose(
     model: CostModel,
     count: int,
     rng: np.random.Generator,
+    explore: float = EXPLORE,
 ) -> list[Config]:
     """The next batch: never a config twice, best-ranked first, spread out, partly random.
 
     The whole space is ranked: it holds at most a few thousand configs. Before the model knows
-    anything the batch is the default and a random sample.
+    anything the batch is the default and a random sample. `explore` is the random share.
     """
     fresh = [c for c in space if c not in tried]
     if not fresh:
@@ -39,7 +40,7 @@ def propose(
     if model.trained and fresh:
         scores: np.ndarray[Any, Any] = model.predict(task, fresh)
         ranked = [fresh[i] for i in np.argsort(-scores, kind="stable")]
-        guided = max(0, count - len(picked) - round(count * EXPLORE))
+        guided = max(0, count - len(picked) - round(count * explore))
         picked += _spread(ranked, guided)
     for c in shuffled:
         if len(picked) >= count:

@@ -31,8 +31,8 @@ if TYPE_CHECKING:
 FIRST_BATCH = 4
 """Of a task that was never measured: the default and a few more, so that every task has its turn
 before a short budget is over."""
-FIRST_BATCH_TAUGHT = 2
-"""The same where earlier logs have taught the cost model: the default and what it ranks first."""
+FIRST_BATCH_TAUGHT = 3
+"""The same where earlier logs have taught the cost model: the default and its two favourites."""
 PLATEAU_GAIN = 0.003
 PLATEAU_TRIALS = 160
 MAX_BATCHES = 4
@@ -155,9 +155,9 @@ def _choose(
 ) -> tuple[str, _Choice | None]:
     """The next batch, or why there is none.
 
-    Tasks that are being measured come last; of those never measured the costliest comes first,
-    and kernels that could replace two others when these have their times. With `first` only a
-    task that was never measured will do.
+    Tasks that are being measured come last; of those never measured the one from which most is
+    hoped for comes first, and kernels that could replace two others when these have their times.
+    With `first` only a task that was never measured will do.
     """
     state = run.state
     if over():
@@ -173,7 +173,7 @@ def _choose(
             any(t is b for b in busy),
             -t.promise_s(),
             t.task.workload.op == "dwpw",
-            -t.task.count * t.floor_s,
+            0.0 if t.trials else -run.hope_s(t),
         ),
     )
     best = next((t for t in order if t.promise_s() > 0.0), None)
