@@ -18,7 +18,8 @@ from tvm import relax
 from tvmsep.contracts import ModelError
 from tvmsep.frontends.names import identifier
 from tvmsep.frontends.relay import syntax
-from tvmsep.frontends.relay.ops import OPS, const, dims
+from tvmsep.frontends.relay.attrs import const, dims
+from tvmsep.frontends.relay.ops import OPS
 from tvmsep.frontends.relay.params import Array
 
 _MAX_DEPTH = 100
