@@ -16,6 +16,10 @@ from tvmsep.contracts import InputError
 
 _HEADER_BYTES = 1 << 16
 _MOST_BYTES = 2 << 30
+_DAMAGE = (OSError, zipfile.BadZipFile, zlib.error, EOFError, NotImplementedError, RuntimeError) + (
+    MemoryError,  # a header that claims more than there is
+)
+"""What reading a damaged or encrypted archive raises, besides ValueError."""
 
 
 def read_npy(path: str | os.PathLike[str]) -> NDArray[Any]:
@@ -44,7 +48,7 @@ def names_in_npz(path: str | os.PathLike[str]) -> list[str]:
     try:
         with zipfile.ZipFile(path) as file:
             return [n.removesuffix(".npy") for n in file.namelist()]
-    except (OSError, zipfile.BadZipFile, NotImplementedError, ValueError) as error:
+    except (*_DAMAGE, ValueError) as error:
         raise InputError(f"{path} is no .npz file that can be read: {error}") from error
 
 
@@ -72,7 +76,7 @@ def read_npz(
         with zipfile.ZipFile(path) as file:
             for name, tensor in wanted.items():
                 found[name] = _member(file, name, tensor, path)
-    except (OSError, zipfile.BadZipFile, zlib.error, EOFError, NotImplementedError) as error:
+    except _DAMAGE as error:
         raise InputError(f"{path} is damaged: {error}; record it again") from error
     return found
 
@@ -109,6 +113,6 @@ def read_any(path: str | os.PathLike[str], names: list[str]) -> list[NDArray[Any
             for name in names:
                 with file.open(f"{name}.npy") as member:
                     arrays.append(np.lib.format.read_array(member, allow_pickle=False))
-    except (OSError, zipfile.BadZipFile, zlib.error, EOFError, ValueError, KeyError) as error:
+    except (*_DAMAGE, ValueError, KeyError) as error:
         raise InputError(f"{path} is damaged: {error}; write it again") from error
     return arrays
