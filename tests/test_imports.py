@@ -29,7 +29,7 @@ ORDER = (
 BUNDLE_MAY = {"bundle", "contracts", "targets"}
 """The room that runs on a user's machine: nothing that could bring the compiler in."""
 
-SEES_ALL = {"cli", "demo", "__init__", "__main__", "api", "check"}
+SEES_ALL = {"cli", "demo", "__init__", "__main__", "api", "check", "accuracy"}
 HEAVY = {"tvm", "tvm_ffi", "torch", "onnx", "onnxruntime", "numpy", "scipy", "xgboost"}
 
 

@@ -91,6 +91,7 @@ def prepare(
     threads: Sequence[int] | int | None = None,
     shapes: Mapping[str, Sequence[int]] | None = None,
     example_inputs: tuple[Any, ...] | None = None,
+    params: str | os.PathLike[str] | None = None,
 ) -> Prepared:
     """Import a model and plan it.
 
@@ -111,7 +112,7 @@ def prepare(
                 f"threads is {n}; target {hardware.name} has {hardware.cores} cores here: "
                 f"give 1 to {hardware.cores}"
             )
-    imported = load_model(model, shapes=shapes, example_inputs=example_inputs)
+    imported = load_model(model, shapes=shapes, example_inputs=example_inputs, params=params)
     plans = {n: make_plan(normalise(from_relax(imported.module)), hardware, n) for n in counts}
     return Prepared(imported, from_relax(imported.module), hardware, plans)
 
@@ -167,6 +168,7 @@ def tune(
     warm_start: Sequence[str | os.PathLike[str]] | None = None,
     shapes: Mapping[str, Sequence[int]] | None = None,
     example_inputs: tuple[Any, ...] | None = None,
+    params: str | os.PathLike[str] | None = None,
     preprocess: Preprocess | None = None,
     labels: Sequence[str] | None = None,
     tracker: tuple[str, int] | None = None,
@@ -191,6 +193,7 @@ def tune(
             ones; None for those that ship with tvmsep for it, an empty sequence for none.
         shapes: fixes dynamic input shapes.
         example_inputs: for a torch module.
+        params: for a Relay program: the file of its weights.
         preprocess: how a picture becomes the input; known for built-ins.
         labels: class names.
         tracker: RPC tracker that lends boards of the target; None measures on this host.
@@ -215,8 +218,9 @@ def tune(
     if log_path.resolve() == path.resolve():
         raise InputError(f"{path} cannot be the bundle and its log: give another with --log")
     prepared = prepare(
-        model, target=target, threads=threads, shapes=shapes, example_inputs=example_inputs
-    )
+        model, target=target, threads=threads, shapes=shapes, example_inputs=example_inputs,
+        params=params,
+    )  # fmt: skip
     _check_labels(labels, prepared.imported)
     if tracker is None:
         must_fit(prepared.target)
@@ -257,6 +261,7 @@ def search(
     strategy: Strategy = "xgboost",
     warm_start: Sequence[str | os.PathLike[str]] = (),
     shapes: Mapping[str, Sequence[int]] | None = None,
+    params: str | os.PathLike[str] | None = None,
     progress: Callable[[TuneState], None] = lambda _: None,
     say: Callable[[str], None] = lambda _: None,
 ) -> TuneResult:
@@ -274,6 +279,7 @@ def search(
         strategy: as for `tune`.
         warm_start: logs from which the cost model learns beforehand.
         shapes: fixes dynamic input shapes.
+        params: for a Relay program: the file of its weights.
         progress: called after every trial.
         say: told what happens.
 
@@ -284,7 +290,7 @@ def search(
     from tvmsep.measure.offline import PEAK_FLOPS
     from tvmsep.tuner import tune_tasks
 
-    prepared = prepare(model, target=target, threads=threads, shapes=shapes)
+    prepared = prepare(model, target=target, threads=threads, shapes=shapes, params=params)
     prior = _prior(warm_start, prepared.target)
     name, tasks = board.connect().name, prepared.tasks()
     answered = [t for t in tasks if board.known(t) is None or board.known(t)]
@@ -327,6 +333,7 @@ def build(
     logs: Sequence[str | os.PathLike[str]] | None = None,
     shapes: Mapping[str, Sequence[int]] | None = None,
     example_inputs: tuple[Any, ...] | None = None,
+    params: str | os.PathLike[str] | None = None,
     preprocess: Preprocess | None = None,
     labels: Sequence[str] | None = None,
     say: Callable[[str], None] = lambda _: None,
@@ -342,6 +349,7 @@ def build(
             tvmsep for this target; an empty sequence for the analytic defaults alone.
         shapes: fixes dynamic input shapes.
         example_inputs: for a torch module.
+        params: for a Relay program: the file of its weights.
         preprocess: how a picture becomes the input.
         labels: class names.
         say: told of steps that take more than a moment.
@@ -356,8 +364,9 @@ def build(
     if any(path.exists() and path.samefile(p) for p in map(Path, logs or ()) if p.exists()):
         raise InputError(f"{path} is both a log to read and the bundle to write: name another")
     prepared = prepare(
-        model, target=target, threads=threads, shapes=shapes, example_inputs=example_inputs
-    )
+        model, target=target, threads=threads, shapes=shapes, example_inputs=example_inputs,
+        params=params,
+    )  # fmt: skip
     _check_labels(labels, prepared.imported)
     trials = read_trials(prepared.target, logs)
     return _write(prepared, path, best_trials(trials), len(trials), say, preprocess, labels, None)
@@ -534,10 +543,26 @@ def verify(bundle: str | os.PathLike[str], model: Any, **how: Any) -> Check:
     Args:
         bundle: a `.tvmsep` file.
         model: as for `tune`.
-        **how: `shapes` and `example_inputs` as for `tune`.
+        **how: `shapes`, `example_inputs` and `params` as for `tune`.
 
     Raises:
         TvmsepError: they differ, or do not fit each other.
+    """
+    prepared = prepare_for(bundle, model, **how)
+    try:
+        return check_bundle(Path(bundle), prepared.imported, prepared.graph)
+    except Mismatch as problem:
+        raise Mismatch(
+            f"{bundle} was made from another model, or other weights: {problem}"
+        ) from None
+
+
+def prepare_for(bundle: str | os.PathLike[str], model: Any, **how: Any) -> Prepared:
+    """Prepare a model as a bundle has it: for its target, at its first variant's thread count.
+
+    Raises:
+        BundleError: the bundle is damaged or cannot run on this host.
+        InputError: they take or give different tensors.
     """
     from tvmsep.bundle import Package
 
@@ -553,9 +578,4 @@ def verify(bundle: str | os.PathLike[str], model: Any, **how: Any) -> Check:
     theirs = [(t.name, t.shape, t.dtype) for t in prepared.imported.outputs]
     if ours != theirs:
         raise InputError(f"{bundle} gives {ours}, the model gives {theirs}: not the same network")
-    try:
-        return check_bundle(Path(bundle), prepared.imported, prepared.graph)
-    except Mismatch as problem:
-        raise Mismatch(
-            f"{bundle} was made from another model, or other weights: {problem}"
-        ) from None
+    return prepared

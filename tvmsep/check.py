@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import math
+import os
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from tvmsep.contracts import ModelError, Target, TvmsepError
+from tvmsep.contracts import InputError, ModelError, Target, TvmsepError
 
 if TYPE_CHECKING:
     from tvmsep.frontends import Imported
@@ -41,6 +43,11 @@ class Check:
         text = []
         if self.framework is not None:
             text.append(f"largest difference from the framework: {self.framework:.1e}")
+        if self.framework is None and self.float64 is None:
+            text.append(
+                "nothing to compare with: compare with recorded outputs "
+                "(tvmsep verify BUNDLE --expected FILE.npz)"
+            )
         if self.float64 is not None:
             own = (
                 ""
@@ -160,6 +167,65 @@ def check_bundle(path: Path, imported: Imported, graph: Graph, seed: int = 0) ->
                 f"{what} by {error:.1e} of the largest output (allowed: {TOLERANCE:.0e})"
             )
     return check
+
+
+@dataclass
+class Recorded:
+    """How far a bundle is from recorded outputs."""
+
+    errors: dict[str, float]
+    """By output: largest difference over the largest recorded value, the worst variant's."""
+    threads: tuple[int, ...]
+    """Thread counts whose variants were run."""
+
+    def lines(self) -> list[str]:
+        """For people."""
+        return [f"{n}: error against the recording {e:.1e}" for n, e in self.errors.items()]
+
+
+def check_expected(
+    path: str | os.PathLike[str], recording: str | os.PathLike[str], tolerance: float = TOLERANCE
+) -> Recorded:
+    """Run every variant of a bundle on recorded inputs and compare with recorded outputs.
+
+    Args:
+        path: the bundle.
+        recording: a `.npz` file with `input_NAME` for each input and `output_0`, `output_1`, ...
+            for the outputs in their order.
+        tolerance: largest error accepted, relative to an output's largest recorded value.
+
+    Raises:
+        InputError: the recording cannot be read or is of another network.
+        Mismatch: an output differs by more.
+    """
+    from tvmsep.bundle import Bundle, Package
+    from tvmsep.bundle.arrays import read_npz
+
+    if not 0 < tolerance < 1:
+        raise InputError(f"tolerance is {tolerance}: give a share between 0 and 1, such as 1e-5")
+    with Package(path) as package:
+        package.check_host()
+        manifest = package.manifest
+    inputs = {f"input_{t.name}": t for t in manifest.inputs}
+    outputs = {f"output_{n}": t for n, t in enumerate(manifest.outputs)}
+    arrays = read_npz(recording, inputs | outputs)
+    for name in outputs:
+        if not math.isfinite(float(abs(arrays[name]).sum())):
+            raise InputError(f"{name} in {recording} holds NaN or infinity: record it again")
+    errors = dict.fromkeys((t.name for t in manifest.outputs), 0.0)
+    for variant in manifest.variants:
+        with Bundle.load(path, variant.threads, verify=False) as net:
+            results = _list(net(*(arrays[n] for n in inputs)))
+        for (key, tensor), got in zip(outputs.items(), results, strict=True):
+            error = relative_errors([got], [arrays[key]])
+            errors[tensor.name] = max(errors[tensor.name], error)
+    for name, error in errors.items():
+        if not error <= tolerance:
+            raise Mismatch(
+                f"output {name} of {path} differs from {recording} by {error:.1e} of its largest "
+                f"value (allowed: {tolerance:.0e}): they are of different networks or weights"
+            )
+    return Recorded(errors, tuple(v.threads for v in manifest.variants))
 
 
 def _list(result: Any) -> list[Any]:

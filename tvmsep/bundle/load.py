@@ -43,7 +43,12 @@ class Bundle:
 
     @classmethod
     def load(
-        cls, path: str | os.PathLike[str], threads: int | None = None, *, verify: bool = True
+        cls,
+        path: str | os.PathLike[str],
+        threads: int | None = None,
+        *,
+        verify: bool = True,
+        trust: str | os.PathLike[str] | None = None,
     ) -> Bundle:
         """Check a bundle and load it.
 
@@ -52,13 +57,15 @@ class Bundle:
             threads: how many threads to run on; by default the most that the bundle was tuned
                 for and this process may use. A count it wasn't tuned for works, with a warning.
             verify: compare every member's SHA-256 with the manifest before anything runs.
+            trust: a PEM file with the public key that the bundle must be signed with.
 
         Raises:
-            BundleError: damaged, of another format, or made for another CPU or TVM version.
+            BundleError: damaged, of another format, made for another CPU or TVM version, or not
+                signed with the key.
             InputError: `threads` is out of range.
         """
         cpus = allowed_cpus()
-        with Package(path, verify=verify) as package:
+        with Package(path, verify=verify, trust=trust) as package:
             package.check_host()
             variant = package.pick(threads, len(cpus))
             count = threads or min(variant.threads, len(cpus))

@@ -27,20 +27,33 @@ class Package:
     Args:
         path: the bundle.
         verify: compare each member that is read with the SHA-256 in the manifest.
+        trust: a PEM file with the public key of who must have signed it; members are then compared
+            whatever `verify` says. None asks for no signature.
 
     Raises:
-        BundleError: damaged, incomplete, or of another format version.
+        BundleError: damaged, incomplete, of another format version, or not signed with the key.
     """
 
-    def __init__(self, path: str | os.PathLike[str], *, verify: bool = True) -> None:
+    def __init__(
+        self,
+        path: str | os.PathLike[str],
+        *,
+        verify: bool = True,
+        trust: str | os.PathLike[str] | None = None,
+    ) -> None:
         self.path = Path(path)
-        self._verify = verify
+        self._verify = verify or trust is not None
         self._unchecked: set[str] = set()
         self._archive = Archive(path)
         try:
             if MANIFEST in self._archive.members and self._archive.size(MANIFEST) > _MAX_MANIFEST:
                 raise BundleError(f"{path} has a manifest of over {_MAX_MANIFEST} bytes")
-            self.manifest = parse_manifest(self._archive.read(MANIFEST), path)
+            manifest = self._archive.read(MANIFEST)
+            if trust is not None:
+                from tvmsep.bundle.signature import check_signature
+
+                check_signature(manifest, path, trust)
+            self.manifest = parse_manifest(manifest, path)
             listed, there = set(self.manifest.members), set(self._archive.members) - {MANIFEST}
             if listed != there:
                 odd = ", ".join(sorted(listed ^ there))

@@ -19,6 +19,10 @@ if TYPE_CHECKING:
     from tvmsep.bundle import BenchResult, Manifest
 
 BundlePath = Annotated[Path, typer.Argument(metavar="BUNDLE", help="A .tvmsep file.")]
+RequireSignature = Annotated[
+    Path | None,
+    typer.Option(metavar="KEY", help="Refuse a bundle that this public key's owner did not sign."),
+]
 AsJson = Annotated[bool, typer.Option("--json", help="Print JSON instead of a table.")]
 
 
@@ -32,7 +36,7 @@ class ExportFormat(enum.StrEnum):
 
 def register(app: typer.Typer) -> None:
     """Add the verbs to the command line."""
-    for verb in (run, bench, show, export):
+    for verb in (run, bench, show, export, sign):
         app.command()(verb)
 
 
@@ -53,17 +57,18 @@ def run(
         Path | None,
         typer.Option("--output", "-o", help="Write the output: .npy, or .npz for several."),
     ] = None,
+    require_signature: RequireSignature = None,
     as_json: AsJson = False,
 ) -> None:
     """Run a bundle on a picture or on arrays."""
     from tvmsep.bundle import Bundle, Package
 
-    with Package(bundle) as package:
+    with Package(bundle, trust=require_signature) as package:
         manifest = package.manifest
     arrays = _read_inputs(inputs, manifest)
     if output is not None:
         _check_output(output, len(manifest.outputs))
-    with Bundle.load(bundle, threads) as net:
+    with Bundle.load(bundle, threads, trust=require_signature) as net:
         start = time.perf_counter()
         result = net(*arrays)
         elapsed_s = time.perf_counter() - start
@@ -114,6 +119,7 @@ def bench(
         typer.Option(metavar="N[,N...]", help="Thread counts to time; default: those it has."),
     ] = None,
     runs: Annotated[int, typer.Option(min=4, help="Timed runs of each.")] = 100,
+    require_signature: RequireSignature = None,
     as_json: AsJson = False,
 ) -> None:
     """Time a bundle: median, quartiles, GFLOP/s, share of the machine's peak, memory."""
@@ -121,13 +127,15 @@ def bench(
     from tvmsep.bundle import bench as time_bundles
     from tvmsep.bundle.runtime import allowed_cpus
 
-    with Package(bundle) as package:
+    with Package(bundle, trust=require_signature) as package:
         manifest = package.manifest
     available = len(allowed_cpus())
     tuned = [v.threads for v in manifest.variants if v.threads <= available]
     counts = _thread_counts(threads) if threads else tuned or [available]
     with ExitStack() as stack:
-        loaded = [stack.enter_context(Bundle.load(bundle, n)) for n in counts]
+        loaded = [
+            stack.enter_context(Bundle.load(bundle, n, trust=require_signature)) for n in counts
+        ]
         results = time_bundles(loaded, runs)
     ram = {v.threads: v.peak_ram_bytes for v in manifest.variants}
     if as_json:
@@ -210,6 +218,16 @@ def export(
         print(f"{output}: {len(written)} members")
 
 
+def sign(
+    bundle: BundlePath,
+    key: Annotated[Path, typer.Option(metavar="FILE", help="Ed25519 private key, PEM.")],
+) -> None:
+    """Sign a bundle: BUNDLE.sig, to be handed on beside it."""
+    from tvmsep.bundle.signature import sign as make
+
+    print(f"wrote {make(bundle, key)}")
+
+
 def _variant_line(variant: Any) -> str:
     estimate = (
         "" if variant.estimate_s is None else f", tasks sum to {variant.estimate_s * 1e3:.2f} ms"
@@ -266,17 +284,9 @@ def _read_input(path: Path, manifest: Manifest) -> NDArray[Any]:
         from tvmsep.bundle import load_picture
 
         return load_picture(path, manifest)
-    import numpy as np
+    from tvmsep.bundle.arrays import read_npy
 
-    try:
-        array = np.load(path, allow_pickle=False)
-    except OSError as error:
-        raise InputError(f"cannot read {path}: {error.strerror or error}") from error
-    except (ValueError, EOFError) as error:
-        raise InputError(f"{path} is no array that numpy.save wrote: {error}") from error
-    if not isinstance(array, np.ndarray):
-        raise InputError(f"{path} holds several arrays; save one with numpy.save")
-    return array
+    return read_npy(path)
 
 
 def _check_output(path: Path, outputs: int) -> None:

@@ -1,4 +1,4 @@
-"""Verbs that start from a model: `tune`, `build`, `verify`, `inspect`."""
+"""Verbs that start from a model: `tune`, `build`, `inspect`."""
 
 from __future__ import annotations
 
@@ -16,11 +16,13 @@ from tvmsep.cli.options import (
     AsJson,
     LabelsOption,
     Model,
+    ParamsOption,
     PreprocessOption,
     ShapesOption,
     TargetName,
     Threads,
 )
+from tvmsep.cli.verify_cmd import verify
 from tvmsep.contracts import BoardError, InputError
 
 if TYPE_CHECKING:
@@ -49,7 +51,9 @@ def _out(output: Path | None, model: str) -> Path:
         if output.exists() and Path(model).exists() and output.samefile(model):
             raise InputError(f"-o {output} is the model itself: give the bundle another name")
         return output
-    stem = Path(model).stem if "/" in model or model.endswith((".onnx", ".pt2")) else model
+    stem = (
+        Path(model).stem if "/" in model or model.endswith((".onnx", ".pt2", ".relay")) else model
+    )
     safe = "".join(c if c.isalnum() or c in "._-" else "_" for c in stem.removeprefix("zoo:"))
     return Path(f"{safe}.tvmsep")
 
@@ -101,6 +105,7 @@ def tune(
     ] = None,
     cold: Annotated[bool, typer.Option("--cold", help="Learn from no other log.")] = False,
     shape: ShapesOption = None,
+    params: ParamsOption = None,
     preprocess: PreprocessOption = None,
     labels: LabelsOption = None,
     as_json: AsJson = False,
@@ -126,7 +131,8 @@ def tune(
                 raise InputError(f"--board {board} measures nothing and takes no {flag}")
         _search(
             model, board, target=target, threads=threads, budget=budget, trials=trials, log=log,
-            seed=seed, strategy=way, warm_start=warm_start or [], shape=shape, as_json=as_json,
+            seed=seed, strategy=way, warm_start=warm_start or [], shape=shape,
+            params=params, as_json=as_json,
         )  # fmt: skip
         return
     out = _out(output, model)
@@ -144,6 +150,7 @@ def tune(
             strategy=way,
             warm_start=() if cold else warm_start,
             shapes=options.shapes(shape),
+            params=params,
             preprocess=options.preprocess(preprocess),
             labels=options.labels(labels),
             tracker=tracker,
@@ -178,6 +185,7 @@ def _search(
     strategy: Strategy,
     warm_start: list[Path],
     shape: list[str] | None,
+    params: Path | None,
     as_json: bool,
 ) -> None:
     """`tune --board`."""
@@ -199,6 +207,7 @@ def _search(
             strategy=strategy,
             warm_start=warm_start,
             shapes=options.shapes(shape),
+            params=params,
             progress=progress,
             say=_say,
         )
@@ -227,6 +236,7 @@ def build(
         bool, typer.Option("--logs/--no-logs", help="Use the logs that ship with tvmsep.")
     ] = True,
     shape: ShapesOption = None,
+    params: ParamsOption = None,
     preprocess: PreprocessOption = None,
     labels: LabelsOption = None,
     as_json: AsJson = False,
@@ -243,6 +253,7 @@ def build(
         threads=options.thread_counts(threads),
         logs=log if log else (None if logs else ()),
         shapes=options.shapes(shape),
+        params=params,
         preprocess=options.preprocess(preprocess),
         labels=options.labels(labels),
         say=_say,
@@ -300,26 +311,6 @@ def _print_report(report: Report, as_json: bool) -> None:
     print(f"wrote {report.path} ({size / 1e6:.1f} MB)")
 
 
-def verify(
-    bundle: Annotated[Path, typer.Argument(metavar="BUNDLE", help="A .tvmsep file.")],
-    model: Model,
-    shape: ShapesOption = None,
-    as_json: AsJson = False,
-) -> None:
-    """Compare a bundle's outputs with those of the model it was made from."""
-    import msgspec
-
-    from tvmsep import api
-
-    check = api.verify(bundle, model, shapes=options.shapes(shape))
-    if as_json:
-        print(json.dumps(msgspec.to_builtins(check)))
-        return
-    for line in check.lines():
-        print(line)
-    print(f"{bundle} computes what {model} computes")
-
-
 def inspect(
     model: Model,
     target: TargetName = "local",
@@ -343,6 +334,7 @@ def inspect(
         ),
     ] = None,
     shape: ShapesOption = None,
+    params: ParamsOption = None,
     as_json: AsJson = False,
 ) -> None:
     """Show a model's layers, what they cost, and what separability saves."""
@@ -359,6 +351,7 @@ def inspect(
         target=target,
         threads=[threads] if threads else None,
         shapes=options.shapes(shape),
+        params=params,
     )
     (plan,) = prepared.plans.values()
     if savings:

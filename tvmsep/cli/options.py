@@ -21,7 +21,7 @@ Model = Annotated[
     str,
     typer.Argument(
         metavar="MODEL",
-        help="An .onnx or .pt2 file, a built-in (mobilenet_v2:width=0.5), or zoo:NAME.",
+        help="An .onnx, .pt2 or .relay file, a built-in (mobilenet_v2:width=0.5), or zoo:NAME.",
     ),
 ]
 TargetName = Annotated[
@@ -34,6 +34,9 @@ Threads = Annotated[
 ShapesOption = Annotated[
     list[str] | None,
     typer.Option("--shape", metavar="NAME=1,3,224,224", help="Fix a dynamic input's shape."),
+]
+ParamsOption = Annotated[
+    Path | None, typer.Option("--params", metavar="FILE", help="A .relay file's weights.")
 ]
 PreprocessOption = Annotated[
     Path | None,

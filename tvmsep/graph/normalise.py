@@ -1,9 +1,9 @@
 """Bring a network to the few composites that templates compute.
 
-In order: activations get their names; batch norms become per-channel scale and shift; matrix
-products and convolutions become `conv` with weight and bias as arrays; pads fold into the conv;
-scale, shift, activation and residual add fuse into the conv that makes their input; what is left
-of scale and shift becomes a depthwise 1x1 conv.
+In order: transposes cancel where they can; activations get their names; batch norms become
+per-channel scale and shift; matrix products and convolutions become `conv` with weight and bias as
+arrays; pads fold into the conv; scale, shift, activation and residual add fuse into the conv that
+makes their input; what is left of scale and shift becomes a depthwise 1x1 conv.
 """
 
 from __future__ import annotations
@@ -16,11 +16,14 @@ from tvmsep.contracts import ModelError
 from tvmsep.graph.activations import recognise
 from tvmsep.graph.interpret import channel_affine, pool_workload
 from tvmsep.graph.ir import VIEWS, Array, Graph, Node
+from tvmsep.graph.transposes import settle_transposes
 from tvmsep.schedules.epilogue import EXPONENTIAL
 
 
 def normalise(graph: Graph) -> Graph:
     """Rewrite `graph` in place and return it."""
+    _drop_identities(graph)
+    settle_transposes(graph)
     _drop_identities(graph)
     recognise(graph)
     _name_affines(graph)
