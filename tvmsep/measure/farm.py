@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from functools import partial
 from pathlib import Path
@@ -24,6 +25,8 @@ from tvmsep.measure.worker import Pool, WorkerError, WorkerTimeout
 from tvmsep.targets import host_cores
 
 if TYPE_CHECKING:
+    from tvm import IRModule
+
     from tvmsep.graph import Plan
 
 NETWORK_TIMEOUT_S = 120.0
@@ -284,42 +287,53 @@ class Farm:
         Raises:
             TvmsepError: as `build` and `run` do.
         """
-        self._check_open()
-        libraries = self._build_networks(plans, choices, whole)
+        from tvmsep.compiler import emit
+
+        runs = WARM_RUNS + RUNS
+        modules = [
+            emit(plan, self.target, c, stamped_runs=runs)
+            for plan, c in zip(plans, choices, strict=True)
+        ]
+        if whole:
+            modules.append(emit(plans[0], self.target, choices[0]))
+        libraries = self.build_networks(modules)
         if isinstance(libraries, Failed):
             return libraries
         count = len(choices)
         job = NetworkJob.of(plans, libraries[:count], libraries[-1] if whole else None, self._seed)
-        turns: list[int | None] = [*range(count), *([None] if whole else [])]
+        times = self.time_networks(job, rounds)
+        if isinstance(times, Failed):
+            return times
+        kernels = [_by_workload(p, steps) for p, steps in zip(plans, times.steps, strict=True)]
+        return dataclasses.replace(times, kernels=kernels)
+
+    def time_networks(self, job: NetworkJob, rounds: int) -> NetworkTimes | Failed:
+        """Time what `build_networks` made: the variants, and the whole if there is one, in turn.
+
+        Raises:
+            TvmsepError: as `run` does.
+        """
+        self._check_open()
+        count = len(job.libraries)
+        turns: list[int | None] = [*range(count), *([None] if job.whole else [])]
         answer = self._ask(partial(_time_networks, job, self.target, turns, rounds))
         if isinstance(answer, Failed):
             return answer
         board, found = answer
-        whole_s = tuple(np.concatenate(found[None]).tolist()) if whole else ()
-        steps = [np.concatenate(found[i]) for i in range(count)]
-        kernels = [_by_workload(p, times) for p, times in zip(plans, steps, strict=True)]
-        return NetworkTimes(kernels, whole_s, board, steps)
+        whole_s = tuple(np.concatenate(found[None]).tolist()) if job.whole else ()
+        return NetworkTimes([], whole_s, board, [np.concatenate(found[i]) for i in range(count)])
 
-    def _build_networks(
-        self,
-        plans: Sequence[Plan],
-        choices: Sequence[Mapping[Workload, tuple[str, Config]]],
-        whole: bool,
-    ) -> list[Path] | Failed:
-        """The libraries of all variants, then the first one's without readings if asked for."""
+    def build_networks(self, modules: Sequence[IRModule]) -> list[Path] | Failed:
+        """Compile networks, as `tvmsep.compiler.emit` or `stamp` makes them, into libraries.
+
+        Raises:
+            TvmsepError: as `build` does.
+        """
         import tvm
 
-        from tvmsep.compiler import emit
-
+        self._check_open()
         assert self._pool is not None
-        runs = WARM_RUNS + RUNS
         with self._lock.hold(exclusive=False):
-            modules = [
-                emit(plan, self.target, c, stamped_runs=runs)
-                for plan, c in zip(plans, choices, strict=True)
-            ]
-            if whole:
-                modules.append(emit(plans[0], self.target, choices[0]))
             calls = [(tvm.ir.save_json(m), self.target, self._scratch.path) for m in modules]
             answers = self._pool.map(builder.build_network, calls, NETWORK_TIMEOUT_S)
         for answer in answers:
