@@ -17,7 +17,7 @@ from page_kit import HOSTILE, trial, tuned, workload, write_log
 from tvmsep.contracts import InputError
 from tvmsep.contracts.errors import TvmsepError
 from tvmsep.report import html, sources
-from tvmsep.report.curves import MAX_POINTS, network_curve
+from tvmsep.report.curves import MAX_POINTS, curve
 from tvmsep.report.page import compose
 from tvmsep.report.sources import kernel_counts, read_sources
 from tvmsep.report.story import tell
@@ -81,12 +81,12 @@ def test_a_curve_has_only_the_steps_and_leaves_pauses_out() -> None:
         trial(a, 100_005, times_s=(1e-6,), phase="network"),
     ]
     used = {log[0].task_key: 2, log[1].task_key: 1}
-    curve = network_curve(log, used)
-    assert curve.trials == (2, 4, 5)
-    assert curve.best_s == pytest.approx((3e-4, 2e-4, 2e-4))
-    assert curve.wall_s == pytest.approx((2.0, 3.0, 4.0))
+    found = curve([(t.task_key, t) for t in log], used)
+    assert found.trials == (2, 4, 5)
+    assert found.best_s == pytest.approx((3e-4, 2e-4, 2e-4))
+    assert found.wall_s == pytest.approx((2.0, 3.0, 4.0))
     falling = [trial(a, i, times_s=(1.0 / (i + 1),)) for i in range(5 * MAX_POINTS)]
-    thin = network_curve(falling, {falling[0].task_key: 1})
+    thin = curve([("a", t) for t in falling], {"a": 1})
     assert len(thin.trials) == MAX_POINTS
     assert (thin.trials[0], thin.trials[-1]) == (1, len(falling))
 

@@ -24,29 +24,19 @@ class Curve(msgspec.Struct, frozen=True, kw_only=True):
     best_s: tuple[float, ...] = ()
 
 
-def task_curve(trials: Sequence[Trial]) -> Curve:
-    """The best time of one task, each config measured alone."""
-    return _curve(trials, {t.task_key: 1 for t in trials[:1]})
-
-
-def network_curve(trials: Sequence[Trial], used: Mapping[str, int]) -> Curve:
-    """The sum of the best times of tasks, from where all of them have one.
+def curve(trials: Sequence[tuple[str, Trial]], used: Mapping[str, int]) -> Curve:
+    """The sum of the best times of tasks, each config measured alone, from where all have one.
 
     Args:
-        trials: in the order in which they were measured.
+        trials: with their task keys, in the order in which they were measured.
         used: how often each task counts, by task key.
     """
-    return _curve(trials, used)
-
-
-def _curve(trials: Sequence[Trial], used: Mapping[str, int]) -> Curve:
     best: dict[str, float] = {}
     points: list[tuple[int, float, float]] = []
     number, total = 0, math.inf
-    search = [t for t in trials if t.phase == "search"]
-    walls, _ = wall_time(search)
-    for t, wall_s in zip(search, walls, strict=True):
-        key = t.task_key
+    search = [(key, t) for key, t in trials if t.phase == "search"]
+    walls, _ = wall_time([t for _, t in search])
+    for (key, t), wall_s in zip(search, walls, strict=True):
         if key not in used:
             continue
         number += 1
@@ -59,8 +49,7 @@ def _curve(trials: Sequence[Trial], used: Mapping[str, int]) -> Curve:
         return Curve()
     if points[-1][0] != number:
         points.append((number, walls[-1], total))
-    kept = _thin(points)
-    at, wall, seconds = zip(*kept, strict=True)
+    at, wall, seconds = zip(*_thin(points), strict=True)
     return Curve(trials=at, wall_s=wall, best_s=seconds)
 
 

@@ -120,6 +120,7 @@ def _data(page: Page) -> str:
         "threads": s.threads,
         "counted": page.counted,
         "networks": page.networks,
+        "cut_s": page.cut_s,
         "tasks": {
             str(t.id): {
                 "label": t.label, "threads": t.threads, "runs": t.runs, "best_s": t.best_s,

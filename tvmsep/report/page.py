@@ -4,12 +4,16 @@ from __future__ import annotations
 
 import math
 import shlex
+import statistics
 from collections.abc import Sequence
 
 import msgspec
 
 from tvmsep.report.sources import Sources
 from tvmsep.report.story import Story, tell
+
+FAR = 5.0
+"""Bars of the network that are so many times the median are cut."""
 
 
 class NetworkRow(msgspec.Struct, frozen=True, kw_only=True):
@@ -56,6 +60,8 @@ class Page(msgspec.Struct, frozen=True, kw_only=True):
     notes: tuple[str, ...]
     cards: tuple[tuple[str, str, str], ...]
     networks: tuple[NetworkRow, ...]
+    cut_s: float | None
+    """Where the network's bars are cut, if one is far longer than the others."""
     network_words: str
     counted: bool
     all_inside: bool
@@ -91,6 +97,7 @@ def compose(sources: Sources, command: Sequence[str]) -> Page:
         notes=tuple(_notes(sources, s)),
         cards=tuple(_cards(s)),
         networks=tuple(networks),
+        cut_s=_cut(networks),
         network_words=_network_words(sources, s, counted),
         counted=counted,
         all_inside=all(t.inside for t in s.tasks),
@@ -199,6 +206,13 @@ def _networks(sources: Sources, s: Story) -> list[NetworkRow]:
         name = f"{peer.engine}, {peer.network}" if several else peer.engine
         add(name, peer.threads, peer.seconds, "benchmark")
     return sorted(rows, key=lambda r: r.threads)
+
+
+def _cut(rows: Sequence[NetworkRow]) -> float | None:
+    """Where to cut bars, so that one engine's ten times the others' does not flatten them."""
+    usual = statistics.median(r.seconds for r in rows) if rows else 0.0
+    kept = [r.seconds for r in rows if r.seconds <= FAR * usual]
+    return 1.05 * max(kept) if len(kept) < len(rows) else None
 
 
 def _network_words(sources: Sources, s: Story, counted: bool) -> str:

@@ -14,7 +14,7 @@ import msgspec
 
 from tvmsep.contracts import Config, Target, Trial, Workload
 from tvmsep.logs import Best, best_trials
-from tvmsep.report.curves import Curve, network_curve, task_curve, wall_time
+from tvmsep.report.curves import Curve, curve, wall_time
 from tvmsep.schedules import TEMPLATES
 
 MAX_TASKS = 400
@@ -129,11 +129,12 @@ def tell(
     """
     measured = all(t.measured for t in trials)
     winners = best_trials(trials, measured=measured)
+    keyed = [(t.task_key, t) for t in trials]
     groups: dict[str, list[Trial]] = defaultdict(list)
-    for trial in trials:
-        groups[trial.task_key].append(trial)
+    for key, trial in keyed:
+        groups[key].append(trial)
     tasks = [
-        _task(i, mine, winners.get(key), _runs(mine[0], counts), target)
+        _task(i, key, mine, winners.get(key), _runs(mine[0], counts), target)
         for i, (key, mine) in enumerate(groups.items())
     ]
     tasks.sort(key=lambda t: -_weight(t))
@@ -145,7 +146,7 @@ def tell(
             for key, mine in groups.items()
             if mine[0].threads == n and _in_network(mine[0], counts)
         }
-        networks.append(_network(n, tasks, trials, used, counts))
+        networks.append(_network(n, tasks, curve(keyed, used), counts))
     dates = [t.date for t in trials]
     wall_s, pauses = wall_time(trials)
     return Story(
@@ -183,7 +184,12 @@ def _weight(task: TaskStory) -> float:
 
 
 def _task(
-    number: int, mine: list[Trial], best: Best | None, runs: int, target: Target | None
+    number: int,
+    key: str,
+    mine: list[Trial],
+    best: Best | None,
+    runs: int,
+    target: Target | None,
 ) -> TaskStory:
     first = mine[0]
     w = first.workload
@@ -209,7 +215,7 @@ def _task(
         flops=w.flops,
         bytes=w.bytes_moved,
         flops_per_s=w.flops / best_s,
-        curve=task_curve(mine),
+        curve=curve([(key, t) for t in mine], {key: 1}),
     )
 
 
@@ -243,8 +249,7 @@ def _ratio(mine: list[Trial], default: Config, winner: Config, phase: str) -> fl
 def _network(
     threads: int,
     tasks: Sequence[TaskStory],
-    trials: Sequence[Trial],
-    used: Mapping[str, int],
+    best_so_far: Curve,
     counts: Mapping[int, Mapping[str, int]] | None,
 ) -> NetworkStory:
     counted = bool(counts) and threads in (counts or {})
@@ -266,7 +271,7 @@ def _network(
         after_s=after_s,
         counted=counted,
         missing=missing,
-        curve=network_curve(trials, used),
+        curve=best_so_far,
     )
 
 

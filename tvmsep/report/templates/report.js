@@ -25,7 +25,7 @@
     const full = Object.assign({
       paper_bgcolor: "rgba(0,0,0,0)", plot_bgcolor: "rgba(0,0,0,0)",
       font: { color: fg, family: getComputedStyle(document.body).fontFamily, size: narrow() ? 11 : 13 },
-      margin: { l: 56, r: 16, t: 30, b: 48 }, hovermode: "closest", dragmode: false,
+      margin: { l: 60, r: 16, t: 30, b: 60 }, hovermode: "closest", dragmode: false,
       legend: { orientation: "h", x: 0, y: 1.01, yanchor: "bottom" },
       hoverlabel: { bgcolor: css("panel"), bordercolor: css("line"), font: { color: fg } },
     }, layout);
@@ -42,15 +42,16 @@
   function drawNetwork() {
     const rows = data.networks;
     if (!rows.length) return;
+    const edge = data.cut_s ? data.cut_s * 1e3 : null;
     const named = rows.map((r) => plain(clip(r.name)) + (data.threads.length > 1 ? ", " + r.threads + "t" : ""));
     const last = rows.length - 1;
     draw("network-plot", [{
       type: "bar", orientation: "h", x: rows.map((r) => r.seconds * 1e3), y: rows.map((_, i) => last - i),
       marker: { color: rows.map((r) => css(r.ours ? "after" : "before")) },
-      text: rows.map((r) => (r.seconds * 1e3).toFixed(2)), textposition: "auto", hoverinfo: "text",
-      insidetextfont: { color: css("bg") }, cliponaxis: false,
+      hoverinfo: "text",
       hovertext: rows.map((r, i) => named[i] + ": " + (r.seconds * 1e3).toFixed(3) + " ms"),
-    }], { xaxis: { title: { text: "ms" }, rangemode: "tozero" }, bargap: 0.25,
+    }], { xaxis: Object.assign({ title: { text: "ms" } }, edge ? { range: [0, edge] } : { rangemode: "tozero" }), bargap: 0.25, margin: { l: 60, r: 56, t: 10, b: 60 },
+      annotations: rows.map((r, i) => ({ x: edge ? Math.min(r.seconds * 1e3, edge) : r.seconds * 1e3, y: last - i, xanchor: "left", showarrow: false, xshift: 3, text: (r.seconds * 1e3).toFixed(r.seconds < 0.1 ? 2 : 0) })),
       yaxis: { tickvals: rows.map((_, i) => last - i), ticktext: named } });
   }
 
@@ -85,7 +86,8 @@
       const mine = points.filter((p) => p.group === g);
       return { type: "scatter", mode: "markers", name: plain(g), x: mine.map((p) => p.intensity),
         y: mine.map((p) => p.flops_per_s / 1e9), hoverinfo: "text",
-        marker: { color: palette[i % palette.length], size: 10, opacity: 0.85, symbol: ["circle", "square", "diamond", "cross", "x", "triangle-up"][i % 6] },
+        marker: { color: palette[i % palette.length], size: 10, opacity: 0.85, line: { width: 2 },
+          symbol: mine.map((p) => ["circle", "square", "diamond", "cross", "x", "triangle-up"][i % 6] + (data.threads.length > 1 && p.threads === data.threads[0] ? "-open" : "")) },
         hovertext: mine.map((p) => plain(p.label) + ", " + p.threads + "t<br>" + (p.flops_per_s / 1e9).toFixed(1) + " GFLOP/s, "
           + p.intensity.toFixed(1) + " FLOP/byte" + (p.bound ? "<br>" + Math.round(p.share * 100) + " % of its bound: " + plain(p.bound) : "")) };
     });
@@ -145,13 +147,13 @@
     const xs = k.tasks.map((_, i) => i), last = k.rows.length - 1;
     const roomy = k.tasks.length <= 12 && !narrow();
     draw("knobs-plot", [{ type: "heatmap", x: xs, y: k.rows.map((_, i) => last - i), z: k.rows.map((r) => r[3].map((c) => (c === null ? null : c * 100))),
-      colorscale: [[0, css("heat0")], [1, css("heat1")]], zmin: 50, zmax: 100, xgap: 1, ygap: 1, hoverongaps: false, hoverinfo: "text",
+      colorscale: [[0, css("heat0")], [1, css("heat1")]], zmin: 70, zmax: 100, xgap: 1, ygap: 1, hoverongaps: false, hoverinfo: "text",
       colorbar: { title: { text: "%" }, thickness: 12, outlinewidth: 0, tickfont: { size: 11 } },
       texttemplate: roomy ? "%{z:.0f}" : "",
       text: k.rows.map((r) => r[3].map((c, i) => plain(k.tasks[i]) + "<br>" + plain(r[0]) + " = " + plain(r[1]) + ": " + (c === null ? "" : Math.round(c * 100) + " %"))) }], {
-      xaxis: { tickvals: xs, ticktext: k.tasks.map((t) => plain(narrow() ? clip(t).slice(-12) : clip(t.replace(k.template + " ", "")))), tickangle: -60, showgrid: false, tickfont: { size: 11 } },
+      xaxis: { tickvals: xs, ticktext: k.tasks.map((t, i) => (narrow() ? i + 1 : plain(clip(t.replace(k.template + " ", ""))))), tickangle: narrow() ? 0 : -60, showgrid: false, tickfont: { size: 11 } },
       yaxis: { tickvals: k.rows.map((_, i) => last - i), ticktext: k.rows.map((r) => plain(r[0] + " = " + r[1])), showgrid: false, tickfont: { size: 11 } },
-      margin: { l: 56, r: 8, t: 12, b: 60 } });
+      margin: { l: 60, r: 8, t: 12, b: 60 } });
   }
 
   function drawAll() { drawNetwork(); drawLayers(); drawRoof(); drawCurves(); drawFailures(); drawKnobs(); }
