@@ -99,6 +99,8 @@ def gap_lines(profile: Profile) -> list[str]:
         "profile has",
         f"  cache    {g.cache_s * 1e6:+8.1f} us  the rest: what the readings do to caches and "
         "waiting threads, and noise",
+        f"  noise {g.noise_s * 1e6:9.1f} us  either way: less than that says nothing; run it on a "
+        "quiet machine",
         f"inside the layers: dispatch {g.kernel_dispatch_s * 1e6:.1f} us for {g.kernels} kernels, "
         f"threads {g.fork_join_s * 1e6:.1f} us to start and join them {g.parallel} times",
     ]

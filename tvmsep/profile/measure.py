@@ -7,6 +7,7 @@ much of the difference between their sum and the whole is the readings' doing.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -55,6 +56,9 @@ class Gap(msgspec.Struct, frozen=True, kw_only=True):
     cache_s: float
     """The rest: the readings change what a kernel finds in the caches and how long the other
     threads wait; and noise."""
+    noise_s: float
+    """Two standard errors of the difference, from how it varies over the rounds: less than this in
+    any of the three says nothing."""
     fork_join_s: float
     """Inside the layers: starting and joining the threads, of all kernels that do."""
     kernel_dispatch_s: float
@@ -150,6 +154,8 @@ def profile_module(
     network_s = robust_mean(whole_s.tolist())
     seconds = np.median(probes.reshape(len(probes), len(PROBES), PROBE_RUNS)[:, :, 1:], axis=(0, 2))
     cost = dict(zip(PROBES, seconds.tolist(), strict=True))
+    rounds = (whole_s - totals).reshape(QUIET, RUNS)
+    noise_s = 2 * float(np.median(rounds, axis=1).std(ddof=1)) / math.sqrt(QUIET)
     parallel = sum(p.parallel for p in network) if threads > 1 else 0
     return Profile(
         model=name,
@@ -171,7 +177,7 @@ def profile_module(
         layers_s=sum(parts_s),
         bound_s=sum(r.bound_s * r.runs for r in rows),
         network_s=network_s,
-        gap=gap(sum(parts_s), robust_mean(span.tolist()), network_s, cost, count, parallel),
+        gap=gap(sum(parts_s), robust_mean(span.tolist()), network_s, cost, count, parallel, noise_s),
     )  # fmt: skip
 
 
@@ -191,7 +197,7 @@ def _quiet(times: NetworkTimes) -> tuple[Array, Array, Array]:
 
 def gap(
     layers_s: float, span_s: float, whole_s: float, cost: Mapping[str, float], kernels: int,
-    parallel: int,
+    parallel: int, noise_s: float = 0.0,
 ) -> Gap:  # fmt: skip
     """What lies between the sum of the layers and the whole.
 
@@ -202,6 +208,7 @@ def gap(
         cost: seconds of each of `PROBES`.
         kernels: how many layers there are.
         parallel: how many of them start threads.
+        noise_s: two standard errors of `whole_s - layers_s`.
     """
     reading_s = cost["reading"]
     alone_s = span_s - reading_s
@@ -209,6 +216,7 @@ def gap(
         dispatch_s=whole_s - alone_s,
         readings_s=kernels * reading_s,
         cache_s=alone_s - (layers_s - kernels * reading_s),
+        noise_s=noise_s,
         fork_join_s=parallel * max(0.0, cost["fork"] - cost["empty"]),
         kernel_dispatch_s=kernels * max(0.0, cost["empty"] - reading_s),
         parallel=parallel,

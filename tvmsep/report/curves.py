@@ -63,16 +63,17 @@ def _thin(points: Sequence[tuple[int, float, float]]) -> list[tuple[int, float, 
 def wall_time(trials: Iterable[Trial]) -> tuple[list[float], int]:
     """Seconds of tuning before each trial's end, pauses left out; and how many there were."""
     walls: list[float] = []
-    pauses, passed, last = 0, 0.0, None
+    pauses, passed = 0, 0.0
+    last: float | None = None
     for t in trials:
         try:
             now = datetime.fromisoformat(t.date).timestamp()
         except ValueError:
-            now = last
-        if last is not None and now is not None:
-            gap = max(0.0, now - last)
-            pauses += gap > PAUSE_S
-            passed += 0.0 if gap > PAUSE_S else gap
-        last = now if now is not None else last
+            walls.append(passed)
+            continue
+        gap = 0.0 if last is None else max(0.0, now - last)
+        pauses += gap > PAUSE_S
+        passed += 0.0 if gap > PAUSE_S else gap
+        last = now
         walls.append(passed)
     return walls, pauses
