@@ -177,7 +177,9 @@ def profile_module(
         layers_s=sum(parts_s),
         bound_s=sum(r.bound_s * r.runs for r in rows),
         network_s=network_s,
-        gap=gap(sum(parts_s), robust_mean(span.tolist()), network_s, cost, count, parallel, noise_s),
+        gap=gap(
+            sum(parts_s), robust_mean(span.tolist()), network_s, cost, count, parallel, noise_s
+        ),
     )  # fmt: skip
 
 

@@ -225,7 +225,12 @@ def _network_words(sources: Sources, s: Story, counted: bool) -> str:
             "A log does not say how often the network runs each kernel, so every task counts once "
             "here: give the bundle with --bundle for the network's own time."
         )
-    if not sources.profiles:
+    if sources.profiles:
+        words += (
+            " The bundle as a whole was timed by its profile: another run, at another time, so "
+            "small differences from the log's times say nothing."
+        )
+    else:
         words += " For the network timed as a whole, give a profile with --profile."
     if sources.peers:
         words += (

@@ -31,6 +31,7 @@
     }, layout);
     full.xaxis = Object.assign({}, axis, layout.xaxis);
     full.yaxis = Object.assign({}, axis, layout.yaxis);
+    for (const one of [full.xaxis, full.yaxis]) if (one.title) one.title = { text: one.title.text, standoff: 8 };
     Plotly.react(at, traces, full, { displayModeBar: false, responsive: true });
   }
 
