@@ -40,10 +40,10 @@ $(VENV)/.tune: pyproject.toml setup.py | $(BIN)/python
 	touch $@
 
 $(VENV)/.test: pyproject.toml setup.py | $(BIN)/python
-	$(BIN)/python -m pip install --quiet --disable-pip-version-check -e '.[tune,test]'
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -e '.[tune,report,test]'
 	touch $@ $(VENV)/.tune
 
 .venv-torch/.test: pyproject.toml setup.py | $(BIN)/python
 	$(PYTHON) -m venv .venv-torch
-	.venv-torch/bin/python -m pip install --quiet --disable-pip-version-check -e '.[tune,test,torch]'
+	.venv-torch/bin/python -m pip install --quiet --disable-pip-version-check -e '.[tune,report,test,torch]'
 	touch $@

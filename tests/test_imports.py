@@ -22,6 +22,7 @@ ORDER = (
     "logs",
     "tuner",
     "bundle",
+    "profile",
     "report",
 )
 """A room imports itself, the contracts, `schedules` and `targets`, and rooms before it."""

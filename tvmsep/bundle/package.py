@@ -120,8 +120,6 @@ class Package:
         Raises:
             BundleError: another CPU, operating system or TVM version is needed.
         """
-        from tvmsep.bundle.runtime import runtime_version
-
         target, advice = self.manifest.target, "build it for this machine: tvmsep build MODEL"
         why = misfit(target)
         systems = ("darwin", "macos") if sys.platform == "darwin" else (sys.platform,)
@@ -132,11 +130,21 @@ class Package:
                 f"{self.path} was built for target {target.name} and cannot run here: "
                 f"{why}; {advice}"
             )
+        self.check_runtime()
+
+    def check_runtime(self) -> None:
+        """Check that the installed TVM is the one that compiled the bundle.
+
+        Raises:
+            BundleError: it is another version.
+        """
+        from tvmsep.bundle.runtime import runtime_version
+
         if (version := runtime_version()) != self.manifest.tvm:
             raise BundleError(
                 f"{self.path} was built with apache-tvm {self.manifest.tvm}, installed is "
-                f"{version}; pip install apache-tvm=={self.manifest.tvm}, or {advice} "
-                f"--log {self.path}"
+                f"{version}; pip install apache-tvm=={self.manifest.tvm}, or build it for this "
+                f"machine: tvmsep build MODEL --log {self.path}"
             )
 
     def pick(self, threads: int | None, available: int) -> Variant:

@@ -359,7 +359,7 @@ def inspect(
 
         show_savings(prepared, plan, options.seconds(budget), log, as_json)
     elif roofline:
-        from tvmsep.cli.roofline import show_roofline
+        from tvmsep.cli.profile_table import show_roofline
 
         show_roofline(prepared, plan, log, as_json)
     else:

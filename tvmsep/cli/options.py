@@ -13,6 +13,7 @@ import typer
 from tvmsep.contracts import InputError
 
 if TYPE_CHECKING:
+    from tvmsep.contracts import Target
     from tvmsep.contracts.preprocess import Preprocess
     from tvmsep.measure import NullBoard, ReplayBoard
     from tvmsep.tuner import Strategy
@@ -146,13 +147,16 @@ def shapes(items: list[str] | None) -> dict[str, tuple[int, ...]] | None:
     return result or None
 
 
-def tracker(text: str, key: str, target: str, say: Callable[[str], None]) -> tuple[str, int]:
+def tracker(
+    text: str, key: str, target: str | Target, say: Callable[[str], None], *, flag: str = "--rpc"
+) -> tuple[str, int]:
     """The address of a tracker that answers and lends boards under `key` that suit a target.
 
     Args:
         text: `host:port`.
         key: the boards'.
-        target: name or file.
+        target: name or file, or the target itself.
+        flag: which option it was given with.
         say: told when all boards are busy, for the session will have to wait.
 
     Raises:
@@ -167,11 +171,12 @@ def tracker(text: str, key: str, target: str, say: Callable[[str], None]) -> tup
     from tvmsep.boards.address import host_port
     from tvmsep.targets import load_target
 
-    place = host_port(text, "--rpc")
+    place = host_port(text, flag)
     if not key:
-        raise InputError("--rpc needs the boards' key: add --key NAME, as their servers have it")
-    wanted = load_target(target)
-    boards = lookup.known(lookup.summary(place), text, key)
+        how = "write HOST:PORT/KEY" if flag == "--board" else "add --key NAME"
+        raise InputError(f"{flag} needs the boards' key: {how}, as their servers have it")
+    wanted = load_target(target) if isinstance(target, str) else target
+    boards = lookup.known(lookup.summary(place, flag), text, key)
     lookup.suitable(boards, wanted, version("apache-tvm"))
     if all(b.state == "busy" for b in boards):
         say(f"every board {key} is busy: waiting for one (`tvmsep boards --rpc {text}`)")

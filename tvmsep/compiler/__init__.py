@@ -3,13 +3,20 @@
 from tvmsep.compiler.clock import clock_call, stamps_dtype, stamps_shape
 from tvmsep.compiler.compile import compile_library, lower, peak_bytes
 from tvmsep.compiler.emit import emit
+from tvmsep.compiler.stamped import PROBE_RUNS, PROBES, Part, Stamped, parts, stamp
 
 __all__ = [
+    "PROBES",
+    "PROBE_RUNS",
+    "Part",
+    "Stamped",
     "clock_call",
     "compile_library",
     "emit",
     "lower",
+    "parts",
     "peak_bytes",
+    "stamp",
     "stamps_dtype",
     "stamps_shape",
 ]

@@ -38,29 +38,43 @@ class Clock:
     """
 
     def __init__(self, builder: Any, target: Target, shape: tuple[int, int]) -> None:
-        import tvm
         from tvm import relax
 
-        dtype = stamps_dtype(target)
-        one = f"T.{dtype}(1)"
-        script = [
-            "@T.prim_func(s_tir=True)",
-            f'def {_NAME}(stamps: T.Buffer({shape}, "{dtype}")):',
-            '    T.func_attr({"tirx.noalias": True})',
-            "    " + clock_call(target, f"stamps[stamps[0, 0] + {one}, 0]"),
-            f"    stamps[0, 0] = stamps[0, 0] + {one}",
-        ]
-        func = tvm.script.from_source("\n".join(script) + "\n")
-        self._function = func.with_attr({"op_pattern": 8, "tvmsep.scheduled": _NAME})
-        self._builder, self._global = builder, None
-        self._type = relax.TensorType(shape, dtype)
+        self._dtype = stamps_dtype(target)
+        self._builder, self._target = builder, target
+        self._shape, self._globals = shape, dict[str, Any]()
+        self._type = relax.TensorType(shape, self._dtype)
         self.stamps = relax.Var("stamps", self._type)
 
     def read(self) -> None:
         """Read the clock here."""
+        one = f"T.{self._dtype}(1)"
+        self._call(
+            _NAME,
+            clock_call(self._target, f"stamps[stamps[0, 0] + {one}, 0]"),
+            f"stamps[0, 0] = stamps[0, 0] + {one}",
+        )
+
+    def probe(self, name: str, threads: int) -> None:
+        """Call a kernel here that does nothing, on so many threads; one a name."""
+        lines = ["if stamps[0, 0] < 0:", f"    stamps[0, 1] = T.{self._dtype}(0)"]
+        if threads > 1:  # a look at the counter, which is never below 0, and nothing is written
+            lines = [f"for t in T.parallel({threads}):", *("    " + line for line in lines)]
+        self._call(f"{_NAME}_{name}", *lines)
+
+    def _call(self, name: str, *body: str) -> None:
+        import tvm
         from tvm import relax
 
-        if self._global is None:
-            self._global = self._builder.add_func(self._function, _NAME)
-        call = relax.op.call_tir_inplace(self._global, [self.stamps], [0], self._type)
+        if name not in self._globals:
+            script = [
+                "@T.prim_func(s_tir=True)",
+                f'def {name}(stamps: T.Buffer({self._shape}, "{self._dtype}")):',
+                '    T.func_attr({"tirx.noalias": True})',
+                *("    " + line for line in body),
+            ]
+            func = tvm.script.from_source("\n".join(script) + "\n")
+            func = func.with_attr({"op_pattern": 8, "tvmsep.scheduled": name})
+            self._globals[name] = self._builder.add_func(func, name)
+        call = relax.op.call_tir_inplace(self._globals[name], [self.stamps], [0], self._type)
         self.stamps = self._builder.emit(call, "stamps")

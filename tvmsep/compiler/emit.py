@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
+import msgspec
+
 from tvmsep.codegen import kernel
 from tvmsep.compiler.clock import Clock, stamps_shape
 from tvmsep.contracts import Config, ModelError, Target, Workload
@@ -16,6 +18,8 @@ if TYPE_CHECKING:
     from tvm import IRModule
 
 SCHEDULED = "tvmsep.scheduled"
+WORKLOAD, CONFIG = "tvmsep.workload", "tvmsep.config"
+"""Attributes of a kernel: its template, its workload as JSON, its config as one line."""
 _OPAQUE_PATTERN = 8  # relax.OpPatternKind.kOpaque: FuseOps leaves the kernel alone
 
 
@@ -60,7 +64,12 @@ def emit(
             template, config = configs[w]
             name = f"{w.op}_{len(functions)}"
             func = kernel(w, target, template, config, name)
-            func = func.with_attr({"op_pattern": _OPAQUE_PATTERN, SCHEDULED: template})
+            attrs = {
+                SCHEDULED: template,
+                WORKLOAD: msgspec.json.encode(w).decode(),
+                CONFIG: config.key,
+            }
+            func = func.with_attr({"op_pattern": _OPAQUE_PATTERN, **attrs})
             functions[w] = builder.add_func(func, name)
         return functions[w]
 

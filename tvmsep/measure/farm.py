@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from functools import partial
 from pathlib import Path
@@ -25,6 +26,8 @@ from tvmsep.measure.worker import Pool, WorkerError, WorkerTimeout
 from tvmsep.targets import host_cores
 
 if TYPE_CHECKING:
+    from tvm import IRModule
+
     from tvmsep.graph import Plan
 
 NETWORK_TIMEOUT_S = 120.0
@@ -308,46 +311,70 @@ class Farm:
         Raises:
             TvmsepError: as `build` and `run` do.
         """
+        from tvmsep.compiler import emit
+
         self._check_open()
-        libraries = self._build_networks(plans, choices, whole, kernels)
+        runs = WARM_RUNS + RUNS
+        named = [dict(zip(k, harness.names(), strict=False)) for k in kernels or [{}] * len(plans)]
+        objects = [
+            {name: kernels[i][w] for w, name in names.items()} for i, names in enumerate(named)
+        ]
+        with self._lock.hold(exclusive=False):
+            modules = [
+                emit(plan, self.target, choice, stamped_runs=runs, extern=names or None)
+                for plan, choice, names in zip(plans, choices, named, strict=True)
+            ]
+            if whole:
+                modules.append(emit(plans[0], self.target, choices[0]))
+                objects.append({})
+        libraries = self.build_networks(modules, objects)
         if isinstance(libraries, Failed):
             return libraries
         count = len(choices)
         job = NetworkJob.of(plans, libraries[:count], libraries[-1] if whole else None, self._seed)
-        turns: list[int | None] = [*range(count), *([None] if whole else [])]
+        times = self.time_networks(job, rounds)
+        if isinstance(times, Failed):
+            return times
+        found = [_by_workload(p, steps) for p, steps in zip(plans, times.steps, strict=True)]
+        return dataclasses.replace(times, kernels=found)
+
+    def time_networks(self, job: NetworkJob, rounds: int) -> NetworkTimes | Failed:
+        """Time what `build_networks` made: the variants, and the whole if there is one, in turn.
+
+        Raises:
+            TvmsepError: as `run` does.
+        """
+        self._check_open()
+        count = len(job.libraries)
+        turns: list[int | None] = [*range(count), *([None] if job.whole else [])]
         answer = self._ask(partial(_time_networks, job, self.target, turns, rounds), LONG_SESSION_S)
         if isinstance(answer, Failed):
             return answer
         board, found = answer
-        whole_s = tuple(np.concatenate(found[None]).tolist()) if whole else ()
-        steps = [np.concatenate(found[i]) for i in range(count)]
-        by_workload = [_by_workload(p, times) for p, times in zip(plans, steps, strict=True)]
-        return NetworkTimes(by_workload, whole_s, board, steps)
+        whole_s = tuple(np.concatenate(found[None]).tolist()) if job.whole else ()
+        return NetworkTimes([], whole_s, board, [np.concatenate(found[i]) for i in range(count)])
 
-    def _build_networks(
-        self,
-        plans: Sequence[Plan],
-        choices: Sequence[Mapping[Workload, tuple[str, Config]]],
-        whole: bool,
-        kernels: Sequence[Mapping[Workload, Path]],
+    def build_networks(
+        self, modules: Sequence[IRModule], objects: Sequence[Mapping[str, Path]] = ()
     ) -> list[Path] | Failed:
-        """The libraries of all variants, then the first one's without readings if asked for."""
+        """Compile networks, as `tvmsep.compiler.emit` or `stamp` makes them, into libraries.
+
+        Args:
+            modules: the networks.
+            objects: for each network the object files of kernels that it calls and does not hold.
+
+        Raises:
+            TvmsepError: as `build` does.
+        """
         import tvm
 
-        from tvmsep.compiler import emit
-
+        self._check_open()
         assert self._pool is not None
-        runs = WARM_RUNS + RUNS
-        named = [dict(zip(k, harness.names(), strict=False)) for k in kernels or [{}] * len(plans)]
         with self._lock.hold(exclusive=False):
-            calls: list[tuple[Any, ...]] = []
-            for i, (plan, choice, names) in enumerate(zip(plans, choices, named, strict=True)):
-                module = emit(plan, self.target, choice, stamped_runs=runs, extern=names or None)
-                objects = {name: kernels[i][w] for w, name in names.items()}
-                calls.append((tvm.ir.save_json(module), self.target, objects, self._scratch.path))
-            if whole:
-                module = emit(plans[0], self.target, choices[0])
-                calls.append((tvm.ir.save_json(module), self.target, {}, self._scratch.path))
+            calls = [
+                (tvm.ir.save_json(m), self.target, dict(linked), self._scratch.path)
+                for m, linked in zip(modules, objects or [{}] * len(modules), strict=True)
+            ]
             answers = self._pool.map(builder.build_network, calls, NETWORK_TIMEOUT_S)
         for answer in answers:
             if not isinstance(answer, Path):

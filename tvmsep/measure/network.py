@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -21,12 +21,19 @@ RUNS = 12
 WARM_RUNS = 3
 
 
+def random_inputs(kinds: Iterable[tuple[Sequence[int], str]], seed: int) -> list[Array]:
+    """Standard normal noise, one array for each shape and dtype."""
+    rng = np.random.default_rng(seed)
+    return [rng.standard_normal(tuple(shape)).astype(dtype) for shape, dtype in kinds]
+
+
 @dataclass(frozen=True)
 class NetworkTimes:
     """Seconds of kernels inside their network."""
 
     kernels: list[dict[Workload, tuple[float, ...]]]
-    """For each variant and workload one value a run: the mean over the places that use it."""
+    """For each variant and workload one value a run: the mean over the places that use it. Empty
+    where the variants came without their plans."""
     whole_s: tuple[float, ...]
     """Seconds of the first variant without readings between its kernels, one value a run."""
     board: str = ""
@@ -58,12 +65,8 @@ class NetworkJob:
         plan = plans[0]
         if any([*p.params] != [*plan.params] or p.inputs != plan.inputs for p in plans):
             raise ValueError("the variants' plans differ in inputs or parameters")
-        rng = np.random.default_rng(seed)
-        inputs = [
-            rng.standard_normal(shape).astype(plan.input_dtypes.get(name, "float32"))
-            for name, shape in plan.inputs.items()
-        ]
-        arguments = [*inputs, *plan.params.values()]
+        kinds = [(s, plan.input_dtypes.get(n, "float32")) for n, s in plan.inputs.items()]
+        arguments = [*random_inputs(kinds, seed), *plan.params.values()]
         shapes = [stamps_shape(p, WARM_RUNS + RUNS) for p in plans]
         return cls(libraries, whole, arguments, shapes, len(plan.outputs), plan.threads)
 

@@ -9,13 +9,11 @@ bound and not a prediction.
 
 from __future__ import annotations
 
-import math
 from collections.abc import Sequence
 
 import msgspec
 
-from tvmsep.graph import Plan
-from tvmsep.graph.ir import VIEWS
+from tvmsep.compiler import Part
 from tvmsep.measure.bandwidth import Bandwidth
 
 LOW = 0.85
@@ -39,9 +37,16 @@ class LayerRoof(msgspec.Struct, frozen=True, kw_only=True):
     layer: str
     runs: int
     """How often the network runs it."""
+    template: str
+    """Empty for an operator that no template took."""
+    config: str
     seconds: float
+    time_share: float
+    """Of all layers' time, all runs together."""
     flops: int
     bytes: int
+    flop_per_byte: float
+    """Its place on a roofline's horizontal axis."""
     flops_per_s: float
     peak_share: float
     """Of the FMA peak of all threads."""
@@ -72,41 +77,42 @@ def roof(
     return Roof(bound=bound, level=at.level.name, seconds=max(compute_s, move_s))
 
 
+def label(part: Part) -> str:
+    """How tables name a part of a network."""
+    return part.workload.label if part.workload else f"{part.operator} ({part.name})"
+
+
 def roofline(
-    plan: Plan, steps_s: Sequence[float], peak_flops: float, bandwidths: Sequence[Bandwidth]
+    parts: Sequence[Part],
+    parts_s: Sequence[float],
+    peak_flops: float,
+    bandwidths: Sequence[Bandwidth],
 ) -> list[LayerRoof]:
     """One row a distinct kernel, and one an operator that no template took, in network order.
 
     Args:
-        plan: the network.
-        steps_s: seconds of each of the plan's steps.
+        parts: of the network.
+        parts_s: seconds of each.
         peak_flops: of all threads together, a second.
         bandwidths: as `roof` takes them.
     """
-    found: dict[object, tuple[str, int, int, list[float]]] = {}
-    for i, step in enumerate(plan.steps):
-        w = step.workload
-        if w is not None:
-            label, flops, moved, key = w.label, w.flops, w.bytes_moved, w.key
-        elif step.node is None or step.node.op in (*VIEWS, "view", "tuple_get"):
-            continue  # nothing runs
-        else:
-            values = [*step.inputs, step.output]
-            shapes = [plan.shapes[v] if v in plan.shapes else plan.constants[v].shape
-                      for v in values if v in plan.shapes or v in plan.constants]  # fmt: skip
-            flops, moved = 0, 4 * sum(map(math.prod, shapes))
-            label, key = f"{step.node.op} ({step.output})", step.output
-        found.setdefault(key, (label, flops, moved, []))[3].append(steps_s[i])
-    rows = []
-    for label, flops, moved, times in found.values():
+    found: dict[object, tuple[Part, list[float]]] = {}
+    for part, seconds in zip(parts, parts_s, strict=True):
+        key = part.workload.key if part.workload else part.name
+        found.setdefault(key, (part, []))[1].append(seconds)
+    rows, total = [], sum(parts_s)
+    for part, times in found.values():
+        flops = part.workload.flops if part.workload else 0
         seconds = sum(times) / len(times)
-        limit = roof(flops, moved, peak_flops, bandwidths)
+        limit = roof(flops, part.bytes, peak_flops, bandwidths)
         share = limit.seconds / seconds
         rows.append(
             LayerRoof(
-                layer=label, runs=len(times), seconds=seconds, flops=flops, bytes=moved,
+                layer=label(part), runs=len(times), template=part.template, config=part.config,
+                seconds=seconds, time_share=sum(times) / total, flops=flops, bytes=part.bytes,
+                flop_per_byte=flops / part.bytes if part.bytes else 0.0,
                 flops_per_s=flops / seconds, peak_share=flops / seconds / peak_flops,
-                bytes_per_s=moved / seconds, bound=limit.bound, level=limit.level,
+                bytes_per_s=part.bytes / seconds, bound=limit.bound, level=limit.level,
                 bound_s=limit.seconds, share=share, low=share < LOW,
             )
         )  # fmt: skip
