@@ -21,6 +21,7 @@ ORDER = (
     "logs",
     "tuner",
     "bundle",
+    "compare",
     "report",
 )
 """A room imports itself, the contracts, `schedules` and `targets`, and rooms before it."""

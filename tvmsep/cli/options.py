@@ -158,7 +158,7 @@ def tracker(text: str, key: str, target: str, say: Callable[[str], None]) -> tup
 
 
 def write_new(path: Path, text: str) -> None:
-    """Write a small file as a whole or not at all.
+    """Write a file as a whole or not at all.
 
     Raises:
         InputError: it cannot be written there.

@@ -25,6 +25,7 @@ def emit(
     configs: Mapping[Workload, tuple[str, Config]],
     *,
     stamped_runs: int = 0,
+    kernels: Mapping[Workload, Any] | None = None,
 ) -> IRModule:
     """One Relax function `main(inputs..., parameters...)`; kernels are shared between equal steps.
 
@@ -34,6 +35,7 @@ def emit(
         configs: template and config of each workload of the plan.
         stamped_runs: above 0, the network takes one parameter more, which `stamps_shape`
             describes, and reads the clock into it before its first step and after each one.
+        kernels: scheduled PrimFuncs of others, to take instead of what `configs` would make.
     """
     from tvm import relax
 
@@ -54,7 +56,10 @@ def emit(
         if w not in functions:
             template, config = configs[w]
             name = f"{w.op}_{len(functions)}"
-            func = kernel(w, target, template, config, name)
+            if kernels is not None and w in kernels:
+                func = kernels[w].with_attr({"global_symbol": name, "tirx.noalias": True})
+            else:
+                func = kernel(w, target, template, config, name)
             func = func.with_attr({"op_pattern": _OPAQUE_PATTERN, SCHEDULED: template})
             functions[w] = builder.add_func(func, name)
         return functions[w]

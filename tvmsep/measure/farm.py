@@ -327,6 +327,30 @@ class Farm:
                 return Failed("compile_error", str(answer))
         return answers
 
+    def time_turns(
+        self, jobs: Sequence[NetworkJob], turns: Sequence[int]
+    ) -> tuple[list[Array], list[list[Array]]] | Failed:
+        """Time whole networks in turns, all in one session of one board.
+
+        Args:
+            jobs: at the same thread count, each with its library as `whole`.
+            turns: which of them, one after the other.
+
+        Returns:
+            Seconds of each run of each turn and each network's outputs, or why not.
+
+        Raises:
+            BoardError: as `run`.
+        """
+        self._check_open()
+        answer = self._ask(partial(_time_turns, list(jobs), list(turns), self.target))
+        return answer  # type: ignore[no-any-return]
+
+    def renew(self) -> None:
+        """Give all boards back: what is measured next runs in a fresh process of theirs."""
+        for _ in range(self.boards):
+            self._ask(lambda slot: slot.drop())
+
     def peak_flops_per_core(self) -> float:
         """The FMA peak of one core in FLOP/s: the boards' median, measured in about a second each.
 
@@ -425,6 +449,17 @@ def _time_networks(
     except WorkerError as exc:
         return Failed("runtime_error", str(exc), slot.board.name)
     return slot.board.name, found
+
+
+def _time_turns(
+    jobs: list[NetworkJob], turns: list[int], target: Target, slot: Slot
+) -> tuple[list[Array], list[list[Array]]] | Failed:
+    try:
+        with slot.timing():
+            found = slot.call(session.time_turns, jobs, turns, target, limit_s=NETWORK_TIMEOUT_S)
+    except WorkerError as exc:
+        return Failed("runtime_error", str(exc), slot.board.name)
+    return found  # type: ignore[no-any-return]
 
 
 def _by_workload(plan: Plan, times: Array) -> dict[Workload, tuple[float, ...]]:
