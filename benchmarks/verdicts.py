@@ -1,4 +1,4 @@
-"""How often `tvmsep compare` is right: a network against itself, and against one that takes 3 % more.
+"""How often `tvmsep compare` is right: a network against itself, and against 3 % more work.
 
     python benchmarks/verdicts.py --times 100 --json verdicts.json
     python benchmarks/verdicts.py --only more --times 20 --threads 1
@@ -114,7 +114,9 @@ def main() -> None:
     p.add_argument("--times", type=int, default=100, help="comparisons each (%(default)s)")
     p.add_argument("--threads", type=int, default=2, help="(%(default)s)")
     p.add_argument("--rounds", type=int, default=ROUNDS, help="of a comparison (%(default)s)")
-    p.add_argument("--extra", type=float, default=0.04, help="share of multiply-adds added (%(default)s)")
+    p.add_argument(
+        "--extra", type=float, default=0.04, help="share of multiply-adds added (%(default)s)"
+    )
     p.add_argument("--only", choices=("same", "more"), help="one of the two series")
     p.add_argument("--json", type=Path, metavar="FILE", help="keep every figure there")
     args = p.parse_args()

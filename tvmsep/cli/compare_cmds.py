@@ -198,7 +198,7 @@ def _changes(before: Path, after: Path, as_json: bool) -> None:
     import msgspec
 
     from tvmsep.cli.table import print_table
-    from tvmsep.compare import changes
+    from tvmsep.compare.changes import changes
 
     found = changes(before, after)
     if as_json:

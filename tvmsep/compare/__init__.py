@@ -15,7 +15,7 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from tvmsep.compare.changes import Change, changes
+    from tvmsep.compare.changes import Change
     from tvmsep.compare.comparison import Claim, Comparison, PairRow, Row
     from tvmsep.compare.listing import Diff, diff
     from tvmsep.compare.rounds import ROUNDS
@@ -28,7 +28,6 @@ _HOME = {
     "PairRow": "comparison",
     "ROUNDS": "rounds",
     "Row": "comparison",
-    "changes": "changes",
     "diff": "listing",
 }
 
@@ -40,7 +39,6 @@ __all__ = [
     "Diff",
     "PairRow",
     "Row",
-    "changes",
     "diff",
 ]
 

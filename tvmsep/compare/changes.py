@@ -52,9 +52,7 @@ class Change(msgspec.Struct, frozen=True, kw_only=True):
     def failures(self) -> str:
         """Those of either log, by type."""
         kinds = sorted({*self.failed[0], *self.failed[1]})
-        return " ".join(
-            f"{k}:{self.failed[0].get(k, 0)}>{self.failed[1].get(k, 0)}" for k in kinds
-        )
+        return " ".join(f"{k}:{self.failed[0].get(k, 0)}>{self.failed[1].get(k, 0)}" for k in kinds)
 
 
 def changes(before: Path, after: Path) -> list[Change]:

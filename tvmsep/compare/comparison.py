@@ -180,7 +180,11 @@ def judge(
                 )
             )  # fmt: skip
     found = watch.warnings([r.load for r in rounds], figures.tolist(), calls)
-    return rows, pairs, [f"{threads} threads: {w}" if threads > 1 else f"1 thread: {w}" for w in found]
+    return (
+        rows,
+        pairs,
+        [f"{threads} threads: {w}" if threads > 1 else f"1 thread: {w}" for w in found],
+    )
 
 
 _CLAIM = re.compile(r"\s*([\w.#:-]+)\s*(<=|>=|<|>)\s*(?:(\d+(?:\.\d+)?)\s*\*\s*)?([\w.#:-]+)\s*")
@@ -199,7 +203,7 @@ def parse_claim(text: str, names: Sequence[str], ours: str | None) -> tuple[str,
     """
     found = _CLAIM.fullmatch(text)
     if found is None:
-        raise InputError(f"--assert {text!r}: write it as \"ours <= 1.0 * onnxruntime\"")
+        raise InputError(f'--assert {text!r}: write it as "ours <= 1.0 * onnxruntime"')
     left, sign, factor, right = found.groups()
     known = []
     for name in (left, right):
@@ -230,7 +234,9 @@ def settle(
             if pair.a != left:
                 low, high, ratio = 1 / high, 1 / low if low else float("inf"), 1 / ratio
             holds = high <= factor if sign in ("<", "<=") else low >= factor
-            state = "shown" if holds else "refuted" if not low <= factor <= high else "cannot be told"
+            state = (
+                "shown" if holds else "refuted" if not low <= factor <= high else "cannot be told"
+            )
             more = "" if state != "cannot be told" else "; more rounds (--rounds) may tell"
             why = f"{state}: {left} takes {ratio:.3f} ({low:.3f} to {high:.3f}) of {right}{more}"
             claims.append(Claim(text=text, threads=pair.threads, holds=holds, why=why))
@@ -272,4 +278,3 @@ def compare_here(
         pairs += found[1]
         warnings += found[2]
     return rows, pairs, warnings, worst
-

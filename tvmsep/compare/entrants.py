@@ -158,7 +158,8 @@ def find_network(specs: Sequence[Spec], model: str | None, folder: Path) -> Netw
         if model is not None and theirs != network.sha256:
             raise InputError(
                 f"{spec.text} was made from {manifest.name} with the SHA-256 {theirs[:12]}, "
-                f"{model} has {network.sha256[:12]}: not the same model; build it again from this one"
+                f"{model} has {network.sha256[:12]}: not the same model; build it "
+                "again from this one"
             )
         if [(t.shape, t.dtype) for t in manifest.inputs] != [
             (t.shape, t.dtype) for t in network.inputs
@@ -252,7 +253,9 @@ def prepare(
             path = spec.path.resolve()
         case "log":
             assert spec.path is not None
-            made = build(network.model, out=path, target=target, threads=[threads], logs=[spec.path])
+            made = build(
+                network.model, out=path, target=target, threads=[threads], logs=[spec.path]
+            )
             if not made.tuned:
                 raise InputError(
                     f"log {spec.text} has no kernel of {network.name} at {threads} threads"

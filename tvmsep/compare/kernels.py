@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import difflib
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -54,9 +55,10 @@ def find_task(plans: Sequence[Plan], target: Target, task: str | None, layer: st
     if len(found) == 1:
         return found[0]
     labels = sorted({t.workload.label for t in found or tasks.values()})
-    shown = ", ".join(labels[:8]) + (f" and {len(labels) - 8} more" if len(labels) > 8 else "")
     if not found:
-        raise InputError(f"--task {task!r}: no kernel is called so: there are {shown}")
+        near = difflib.get_close_matches(task, labels, 5, 0.0)
+        raise InputError(f"--task {task!r}: no kernel is called so; the nearest: {', '.join(near)}")
+    shown = ", ".join(labels[:8]) + (f" and {len(labels) - 8} more" if len(labels) > 8 else "")
     raise InputError(f"--task {task!r} fits several: {shown}; give one in full, or --layer")
 
 

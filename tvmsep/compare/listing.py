@@ -90,10 +90,10 @@ def _loops(func: object) -> list[str]:
 
 
 def hot_loop(assembly: Sequence[str]) -> list[str]:
-    """The innermost loop with the most multiply-adds; where none has any, the longest vector loop.
+    """The innermost loop with the most multiply-adds; where none has any, the longest one.
 
-    A loop is what lies between a label and a later jump back to it. Where the multiply-adds stand in
-    no loop (all was unrolled), the stretch from the first to the last of them.
+    A loop is what lies between a label and a later jump back to it. Where the multiply-adds
+    stand in no loop (all was unrolled), the stretch from the first to the last of them.
     """
     at: dict[str, int] = {}
     loops: list[tuple[int, int]] = []

@@ -88,9 +88,7 @@ def compare(
                 if spec.kind not in ("bundle", "engine"):
                     say(f"preparing {spec.name}, threads {n}")
                 with lock.hold(exclusive=False):
-                    ready.append(
-                        e.prepare(spec, network, n, hardware, scratch.path, build)
-                    )
+                    ready.append(e.prepare(spec, network, n, hardware, scratch.path, build))
             prepared.append((n, ready))
         titles = [(s.name, s.text) for s in specs]
         inputs = (network.arrays(seed), network.arrays(seed + 1))

@@ -78,9 +78,7 @@ class OnBoardNetwork:
         name: of its files there; networks that are there at once have different ones.
     """
 
-    def __init__(
-        self, remote: Any, job: NetworkJob, target: Target, name: str = "network"
-    ) -> None:
+    def __init__(self, remote: Any, job: NetworkJob, target: Target, name: str = "network") -> None:
         from tvm import runtime
 
         cpu = remote.cpu(0)
