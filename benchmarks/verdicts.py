@@ -20,6 +20,7 @@ import statistics
 import sys
 import tempfile
 import time
+from collections.abc import Sequence
 from fractions import Fraction
 from pathlib import Path
 from typing import Any
@@ -98,7 +99,7 @@ def verdict(a: Path, b: Path, threads: int, rounds: int, seed: int) -> dict[str,
     begin = time.monotonic()
     played, _ = play(entrants, inputs, rounds=rounds, seed=seed)
     figures = [r.figures_s for r in played]
-    pair = stats.pair([f[0] for f in figures], [f[1] for f in figures])
+    pair = _pair(figures)
     return {
         "verdict": pair.verdict, "ratio": pair.ratio, "low": pair.low, "high": pair.high,
         "seconds": time.monotonic() - begin, "figures_s": figures,
@@ -143,13 +144,17 @@ def main() -> None:
     for series, right in (("same", "cant_tell"), ("more", "slower")):
         if found := done[series]:
             figures = [f for one in found for f in one["figures_s"]]
-            all_rounds = stats.pair([a for a, _ in figures], [b for _, b in figures])
-            hits = sum(one["verdict"] == right for one in found)
+            hits = sum(_pair(one["figures_s"]).verdict == right for one in found)
+            whole = _pair(figures)
             print(
                 f"{series}: {right} {hits} of {len(found)}; longest "
                 f"{max(one['seconds'] for one in found):.0f} s; all {len(figures)} rounds: ratio "
-                f"{all_rounds.ratio:.4f} ({all_rounds.low:.4f} to {all_rounds.high:.4f})"
+                f"{whole.ratio:.4f} ({whole.low:.4f} to {whole.high:.4f})"
             )
+
+
+def _pair(figures: Sequence[Sequence[float]]) -> stats.Pair:
+    return stats.pair([a for a, _ in figures], [b for _, b in figures])
 
 
 if __name__ == "__main__":

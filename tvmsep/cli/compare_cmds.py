@@ -144,6 +144,10 @@ def words(pair: PairRow) -> str:
     return f"can't tell; {pair.more_rounds} more rounds might"
 
 
+def _ms(seconds: float) -> str:
+    return f"{1e3 * seconds:#.4g}"
+
+
 def show(found: Comparison) -> None:
     """Print the table, the other pairs, the warnings and the claims."""
     from tvmsep.cli.table import print_table
@@ -155,8 +159,8 @@ def show(found: Comparison) -> None:
         pair = by_pair.get((first, row.name, row.threads))
         rows.append(
             [
-                str(row.threads), row.name, row.version, f"{1e3 * row.time_s:.3f}",
-                f"{1e3 * row.low_s:.3f} to {1e3 * row.high_s:.3f}",
+                str(row.threads), row.name, row.version, _ms(row.time_s),
+                f"{_ms(row.low_s)} to {_ms(row.high_s)}",
                 *(["", "", ""] if pair is None else [
                     f"{pair.ratio:.3f}",
                     "" if pair.low is None else f"{pair.low:.3f} to {pair.high:.3f}",

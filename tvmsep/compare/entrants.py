@@ -168,6 +168,25 @@ def find_network(specs: Sequence[Spec], model: str | None, folder: Path) -> Netw
     return network
 
 
+def untuned(specs: Sequence[Spec], counts: Sequence[int]) -> list[str]:
+    """What to warn of: bundles that were not built for a thread count they run on."""
+    from tvmsep.bundle import Package
+
+    found = []
+    for spec in specs:
+        if spec.kind != "bundle":
+            continue
+        assert spec.path is not None
+        with Package(spec.path) as package:
+            have = [v.threads for v in package.manifest.variants]
+        if odd := [n for n in counts if n not in have]:
+            found.append(
+                f"{spec.name} was built for {', '.join(map(str, have))} threads, not for "
+                f"{', '.join(map(str, odd))}"
+            )
+    return found
+
+
 def told_model(words: Sequence[str]) -> str | None:
     """The model that the first bundle among the words was made from, if it can be loaded again."""
     from tvmsep.bundle import Package

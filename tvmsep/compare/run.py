@@ -104,6 +104,7 @@ def compare(
                 prepared, titles, inputs, hardware, tracker, key, rounds=rounds, seed=seed,
                 told=say,
             )  # fmt: skip
+    warnings = [*e.untuned(specs, counts), *warnings]
     return c.Comparison(
         subject=network.name, sha256=network.sha256, board=board, machine=c.machine(),
         alpha=ALPHA, quantile=QUANTILE, rounds=rounds, seed=seed, largest_difference=worst,

@@ -37,6 +37,8 @@ MIN_ROUNDS = 8
 MOST_ROUNDS = 10_000
 """More than these are not worth naming."""
 _Z_ALPHA, _Z_POWER = 2.5758, 1.2816
+_EFFICIENCY = 0.74
+"""Of the test on normal log-ratios, relative to that of their mean."""
 
 Verdict = Literal["faster", "slower", "cant_tell"]
 
@@ -144,10 +146,19 @@ def _ties(logs: np.ndarray) -> int:
 
 def _more(logs: np.ndarray, middle: float) -> int | None:
     """Rounds to add so that a difference of `middle` is told with probability `POWER`."""
-    n = len(logs)
     spread = 1.4826 * float(np.median(np.abs(logs - np.median(logs))))
     if abs(middle) < 1e-9:
         return None
-    needed = ((_Z_ALPHA + _Z_POWER) * spread / abs(middle)) ** 2 * math.pi / 3
-    more = max(math.ceil(needed) - n, MIN_ROUNDS - n, 1)
+    more = max(needed(middle, spread), len(logs) + 1) - len(logs)
     return more if more <= MOST_ROUNDS else None
+
+
+def needed(effect: float, spread: float) -> int:
+    """Rounds that tell a log-ratio of `effect` with probability `POWER`.
+
+    Args:
+        effect: not 0.
+        spread: standard deviation of one round's log-ratio.
+    """
+    rounds = ((_Z_ALPHA + _Z_POWER) * spread / effect) ** 2 / _EFFICIENCY
+    return max(MIN_ROUNDS, math.ceil(rounds))

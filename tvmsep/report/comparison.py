@@ -43,7 +43,7 @@ def comparison_page(found: Comparison, command: str) -> str:
     environment = jinja2.Environment(
         autoescape=True, undefined=jinja2.StrictUndefined, trim_blocks=True, lstrip_blocks=True
     )
-    environment.filters |= {"ms": lambda s: f"{1e3 * s:.3f}", "verdict": _words}
+    environment.filters |= {"ms": lambda s: f"{1e3 * s:#.4g}", "verdict": _words}
     template = environment.from_string((home / "templates" / "comparison.html").read_text("utf-8"))
     library = resources.files("plotly").joinpath("package_data", "plotly.min.js")
     first = found.entrants[0].name
