@@ -26,6 +26,7 @@ from tvmsep.compare.seat import Seat
 from tvmsep.contracts import InputError
 
 MODEL = "mobilenet_v1:width=0.25,resolution=32"
+TASK = "dense 1x1 256>1000"
 LOG = Path(__file__).parents[1] / "logs" / "x86-zen4" / "mobilenet_v1.jsonl"
 
 
@@ -225,7 +226,7 @@ def prepared() -> api.Prepared:
 
 def test_kernels_are_found_by_label_and_by_layer(prepared: api.Prepared) -> None:
     plans = prepared.candidates()
-    task = kernels.find_task(plans, prepared.target, "dense", None)
+    task = kernels.find_task(plans, prepared.target, TASK, None)
     assert task.workload.op == "dense"
     step = next(s for s in plans[0].steps if s.workload is not None)
     assert kernels.find_task(plans, prepared.target, None, step.output).workload == step.workload
@@ -236,7 +237,7 @@ def test_kernels_are_found_by_label_and_by_layer(prepared: api.Prepared) -> None
 
 def test_configs_are_read_and_checked(prepared: api.Prepared) -> None:
     plans, target = prepared.candidates(), prepared.target
-    task = kernels.find_task(plans, target, "dense", None)
+    task = kernels.find_task(plans, target, TASK, None)
     default, other = kernels.choose(["default", "default"], task, target)
     assert (default.name, other.name) == ("default", "default#2")
     (again,) = kernels.choose([default.config.key], task, target)
@@ -248,7 +249,7 @@ def test_configs_are_read_and_checked(prepared: api.Prepared) -> None:
 
 def test_diff_shows_loops_and_the_hot_loop(folder: Path) -> None:
     done = tvmsep(
-        "diff", "default", "default", "--model", MODEL, "--task", "dense", "--threads", "1",
+        "diff", "default", "default", "--model", MODEL, "--task", TASK, "--threads", "1",
         "--target", "x86-avx2", "--json", cwd=folder,
     )  # fmt: skip
     found = json.loads(done.stdout)
@@ -257,7 +258,7 @@ def test_diff_shows_loops_and_the_hot_loop(folder: Path) -> None:
     assert not any("T.reads" in line or "T.sblock" in line for line in found["a"]["loops"])
     assert any("vfmadd" in line for line in found["a"]["hot"])
     text = tvmsep(
-        "diff", "default", "default", "--model", MODEL, "--task", "dense", "--threads", "1",
+        "diff", "default", "default", "--model", MODEL, "--task", TASK, "--threads", "1",
         "--target", "x86-avx2", cwd=folder,
     ).stdout  # fmt: skip
     assert "multiply-adds" in text and " | " in text
@@ -290,12 +291,12 @@ def test_the_hot_loop_is_the_innermost_with_the_most_multiply_adds() -> None:
 
 def test_kernels_are_compared_on_the_local_board(folder: Path) -> None:
     done = tvmsep(
-        "compare", "default", "again=default", "--model", MODEL, "--task", "dense", "--threads",
+        "compare", "default", "again=default", "--model", MODEL, "--task", TASK, "--threads",
         "1", cwd=folder,
     )  # fmt: skip
     assert done.returncode == 2 and "again=default" in done.stderr  # a config, and a wrong one
     done = tvmsep(
-        "compare", "default", "default", "--model", MODEL, "--task", "dense", "--threads", "1",
+        "compare", "default", "default", "--model", MODEL, "--task", TASK, "--threads", "1",
         "--rounds", "2", "--json", cwd=folder,
     )  # fmt: skip
     found = json.loads(done.stdout)

@@ -65,6 +65,8 @@ def parse_one(word: str) -> Spec:
     spec = _known(rest) if re.fullmatch(r"[A-Za-z_][\w.-]*", name) else None
     if spec is not None:
         return Spec(name, spec.text, spec.kind, spec.path, spec.trials, spec.engine)
+    if word.endswith((".tvmsep", ".jsonl")):
+        raise InputError(f"{word}: no such file")
     raise InputError(
         f"{word}: neither a bundle (.tvmsep), a log (.jsonl) that is there, nor default, "
         f"metaschedule:TRIALS, {', '.join(ENGINES)} or FILE.py:CLASS"
@@ -81,9 +83,7 @@ def _known(text: str) -> Spec | None:
         return Spec(text, text, kind, engine=engine)
     if found := re.fullmatch(r"metaschedule:(\d+)", text):
         return Spec("metaschedule", text, "metaschedule", trials=int(found.group(1)))
-    if path.suffix in (".tvmsep", ".jsonl"):
-        if not path.is_file():
-            raise InputError(f"{text}: no such file")
+    if path.suffix in (".tvmsep", ".jsonl") and path.is_file():
         return Spec(path.stem, text, "bundle" if path.suffix == ".tvmsep" else "log", path)
     if ".py:" in text:
         engine = own_engine(text)

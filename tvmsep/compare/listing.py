@@ -12,6 +12,8 @@ from tvmsep.contracts import InputError, Target
 
 _FMA = re.compile(r"v?fn?madd|fmla|fmls|fmadd|vfmacc")
 _JUMP = re.compile(r"\s+(?:j[a-z]+|b\.?[a-z]*|cbn?z|tbn?z|b[a-z]+)\s+.*?(\.L\w+)\s*$")
+_NO_CODE = re.compile(r"^\.Ltmp|^\s+\.|^\s*#")
+"""Directives, comments, and labels that nothing jumps to."""
 _LABEL = re.compile(r"^(\.L\w+):")
 
 
@@ -114,7 +116,7 @@ def hot_loop(assembly: Sequence[str]) -> list[str]:
     if fmas and (best[1] < 0 or count(best)[0] == 0):
         best = (fmas[0], fmas[-1])
     lines = assembly[best[0] : best[1] + 1]
-    return [line.expandtabs(8).rstrip() for line in lines if not line.lstrip().startswith(".p2")]
+    return [line.expandtabs(8).rstrip() for line in lines if not _NO_CODE.match(line)]
 
 
 def _is_fma(line: str) -> bool:
