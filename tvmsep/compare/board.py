@@ -16,8 +16,8 @@ from tvmsep.compare.engines import Array
 from tvmsep.compare.kernels import Choice
 from tvmsep.compare.rounds import Entrant, Round
 from tvmsep.compare.watch import Load
-from tvmsep.contracts import BoardError, InputError, Target
-from tvmsep.measure import Built, Failed, Farm
+from tvmsep.contracts import BoardError, InputError, Target, TvmsepError
+from tvmsep.measure import Failed, Farm
 from tvmsep.measure.network import NetworkJob
 
 NETWORK_TURNS, KERNEL_TURNS = 6, 5
@@ -29,10 +29,9 @@ def _turns(count: int, each: int, shuffler: random.Random) -> list[int]:
     return [i for _ in range(each) for i in shuffler.sample(range(count), count)]
 
 
-def _must(answer: object, name: str) -> None:
-    if isinstance(answer, Failed):
-        kind = BoardError if answer.failure in ("board_lost", "link_lost") else InputError
-        raise kind(f"{name}: {answer.failure}: {answer.detail}")
+def _error(failed: Failed, name: str) -> TvmsepError:
+    kind = BoardError if failed.failure in ("board_lost", "link_lost") else InputError
+    return kind(f"{name}: {failed.failure}: {failed.detail}")
 
 
 def compare_kernels_there(
@@ -59,22 +58,23 @@ def compare_kernels_there(
         for threads, mine in choices.items():
             told(f"building {len(mine)} kernels, threads {threads}")
             built = farm.build([(x.task, x.config) for x in mine])
+            jobs = []
             for choice, answer in zip(mine, built, strict=True):
-                _must(answer, choice.text)
-            jobs = [
-                (x.task, x.config, b) for x, b in zip(mine, built, strict=True)
-                if isinstance(b, Built)
-            ]  # fmt: skip
+                if isinstance(answer, Failed):
+                    raise _error(answer, choice.text)
+                jobs.append((choice.task, choice.config, answer))
             played = []
             for number in range(1, rounds + 1):
-                farm.renew()
                 begin = time.monotonic()
                 calls: list[list[float]] = [[] for _ in mine]
                 order = [*range(len(mine)), *_turns(len(mine), KERNEL_TURNS, shuffler)]
-                answers = farm.run([jobs[i] for i in order])
+                answers = farm.measure_turns(jobs, order)
+                if isinstance(answers, Failed):
+                    raise _error(answers, f"board {farm.board.name}")
                 for at, (i, got) in enumerate(zip(order, answers, strict=True)):
-                    _must(got, mine[i].text)
-                    if at >= len(mine) and not isinstance(got, Failed):  # the first ones warm up
+                    if isinstance(got, Failed):
+                        raise _error(got, mine[i].text)
+                    if at >= len(mine):  # the first ones warm up
                         calls[i] += got.times_s
                 load = Load(time.monotonic() - begin)
                 played.append(Round(tuple(map(tuple, calls)), load))
@@ -123,12 +123,11 @@ def compare_there(
             ]
             played = []
             for number in range(1, rounds + 1):
-                farm.renew()
                 begin = time.monotonic()
                 order = _turns(len(jobs), NETWORK_TURNS, shuffler)
                 answer = farm.time_turns(jobs, order)
-                _must(answer, f"board {key}")
-                assert not isinstance(answer, Failed)
+                if isinstance(answer, Failed):
+                    raise _error(answer, f"board {key}")
                 times, outputs = answer
                 for entrant, got in zip(entrants, outputs, strict=True):
                     error = difference(got, outputs[0])

@@ -219,8 +219,9 @@ def make(adapter: str, job: Job) -> Adapter:
     Raises:
         InputError: the adapter is no class.
     """
-    if sys.modules.get("torch", True) is None:  # how workers keep it out
-        del sys.modules["torch"]
+    modules: dict[str, Any] = sys.modules
+    if "torch" in modules and modules["torch"] is None:  # how workers keep it out
+        del modules["torch"]
     home, _, name = adapter.rpartition(":")
     if home.endswith(".py"):
         spec = importlib.util.spec_from_file_location("tvmsep_adapter", home)

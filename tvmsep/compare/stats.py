@@ -25,6 +25,7 @@ from functools import cache
 from typing import Literal
 
 import numpy as np
+from numpy.typing import NDArray
 
 ALPHA = 0.01
 """How often equal things may be called different."""
@@ -48,13 +49,13 @@ def figure(calls_s: Sequence[float]) -> float:
     return float(np.quantile(np.asarray(calls_s), QUANTILE))
 
 
-def _scores(n: int) -> np.ndarray:
+def _scores(n: int) -> NDArray[np.int64]:
     """What each rank counts, from the smallest."""
-    return np.minimum(np.arange(1, n + 1), max(1, n // 4))
+    return np.minimum(np.arange(1, n + 1, dtype=np.int64), max(1, n // 4))
 
 
 @cache
-def _cumulative(n: int) -> np.ndarray:
+def _cumulative(n: int) -> NDArray[np.float64]:
     """P(S <= s), for s from 0, of the sum of those of `n` scores whose coin shows heads."""
     scores = _scores(n)
     ways = np.zeros(int(scores.sum()) + 1)
@@ -65,7 +66,7 @@ def _cumulative(n: int) -> np.ndarray:
     return np.cumsum(ways)
 
 
-def _above(logs: np.ndarray, shift: float) -> int:
+def _above(logs: NDArray[np.float64], shift: float) -> int:
     """The scores' sum of what lies above `shift`: falls as `shift` rises."""
     moved = logs - shift
     order = np.argsort(np.abs(moved), kind="stable")
@@ -139,12 +140,12 @@ def pair(a_s: Sequence[float], b_s: Sequence[float], alpha: float = ALPHA) -> Pa
     )  # fmt: skip
 
 
-def _ties(logs: np.ndarray) -> int:
+def _ties(logs: NDArray[np.float64]) -> int:
     """Score of the rounds without any difference: they speak for neither side."""
     return int(_scores(len(logs))[: int((logs == 0).sum())].sum())
 
 
-def _more(logs: np.ndarray, middle: float) -> int | None:
+def _more(logs: NDArray[np.float64], middle: float) -> int | None:
     """Rounds to add so that a difference of `middle` is told with probability `POWER`."""
     spread = 1.4826 * float(np.median(np.abs(logs - np.median(logs))))
     if abs(middle) < 1e-9:

@@ -47,7 +47,7 @@ def comparison_page(found: Comparison, command: str) -> str:
     template = environment.from_string((home / "templates" / "comparison.html").read_text("utf-8"))
     library = resources.files("plotly").joinpath("package_data", "plotly.min.js")
     first = found.entrants[0].name
-    return template.render(
+    page: str = template.render(
         c=found,
         first=first,
         command=command,
@@ -56,6 +56,7 @@ def comparison_page(found: Comparison, command: str) -> str:
         json=_script(msgspec.to_builtins(found)),
         plotly=library.read_text("utf-8"),
     )
+    return page
 
 
 def _script(value: Any) -> str:
