@@ -254,7 +254,7 @@ def test_diff_shows_loops_and_the_hot_loop(folder: Path) -> None:
     )  # fmt: skip
     found = json.loads(done.stdout)
     assert found["a"]["loops"] == found["b"]["loops"]
-    assert any("T.parallel" in line for line in found["a"]["loops"])
+    assert any("T.vectorized" in line for line in found["a"]["loops"])
     assert not any("T.reads" in line or "T.sblock" in line for line in found["a"]["loops"])
     assert any("vfmadd" in line for line in found["a"]["hot"])
     text = tvmsep(

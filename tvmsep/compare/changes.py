@@ -40,7 +40,7 @@ class Change(msgspec.Struct, frozen=True, kw_only=True):
         if self.before is None or self.after is None:
             have = self.before if self.after is None else self.after
             where = "only before" if self.after is None else "only after"
-            return where if have is None else f"{where}: {Config(have).key}"
+            return f"{where}: {Config(have).key}" if have else where
         names = list(dict.fromkeys([*self.before, *self.after]))
         return " ".join(
             f"{k}:{self.before.get(k, '-')}>{self.after.get(k, '-')}"

@@ -150,7 +150,8 @@ class Torch:
         """Run once."""
         with self._torch.inference_mode():
             result = self._net(*map(self._torch.from_numpy, arrays))
-        return [r.numpy() for r in _listed(result)]
+        parts: list[Any] = _listed(result)
+        return [part.numpy() for part in parts]
 
 
 class StockTvm:

@@ -65,7 +65,7 @@ def parse_one(word: str) -> Spec:
     spec = _known(rest) if re.fullmatch(r"[A-Za-z_][\w.-]*", name) else None
     if spec is not None:
         return Spec(name, spec.text, spec.kind, spec.path, spec.trials, spec.engine)
-    if word.endswith((".tvmsep", ".jsonl")):
+    if word.endswith((".tvmsep", ".jsonl")) or ".py:" in word:
         raise InputError(f"{word}: no such file")
     raise InputError(
         f"{word}: neither a bundle (.tvmsep), a log (.jsonl) that is there, nor default, "
@@ -85,7 +85,7 @@ def _known(text: str) -> Spec | None:
         return Spec("metaschedule", text, "metaschedule", trials=int(found.group(1)))
     if path.suffix in (".tvmsep", ".jsonl") and path.is_file():
         return Spec(path.stem, text, "bundle" if path.suffix == ".tvmsep" else "log", path)
-    if ".py:" in text:
+    if ".py:" in text and Path(text.rpartition(":")[0]).is_file():
         engine = own_engine(text)
         return Spec(engine.name, text, "engine", engine=engine)
     return None

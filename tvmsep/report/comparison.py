@@ -77,7 +77,9 @@ def _threads(n: int) -> str:
 
 def _ratios(pairs: tuple[PairRow, ...]) -> dict[str, Any]:
     """Each pair's ratio with its interval: left of 1 the first one is faster."""
-    shown = [p for p in reversed(pairs) if p.low is not None and p.high is not None]
+    shown = [p for p in reversed(pairs) if p.low is not None]
+    above = [(p.high or p.ratio) - p.ratio for p in shown]
+    below = [p.ratio - (p.low or p.ratio) for p in shown]
     return {
         "data": [
             {
@@ -86,8 +88,9 @@ def _ratios(pairs: tuple[PairRow, ...]) -> dict[str, Any]:
                 "y": [f"{p.a} / {p.b}, {_threads(p.threads)}" for p in shown],
                 "error_x": {
                     "type": "data", "symmetric": False, "thickness": 2, "width": 5,
-                    "array": [p.high - p.ratio for p in shown],
-                    "arrayminus": [p.ratio - p.low for p in shown],
+                    "color": "#8a8f98",
+                    "array": above,
+                    "arrayminus": below,
                 },
                 "marker": {"size": 10, "color": [_COLOUR[p.verdict] for p in shown],
                            "symbol": [_SYMBOL[p.verdict] for p in shown]},
@@ -96,7 +99,7 @@ def _ratios(pairs: tuple[PairRow, ...]) -> dict[str, Any]:
         ],
         "layout": {
             "height": 130 + 34 * len(shown),
-            "xaxis": {"type": "log", "title": {"text": "time of the first over time of the second"},
+            "xaxis": {"type": "log", "title": {"text": "ratio of times"},
                       "tickformat": ".3~r", "nticks": 6},
             "yaxis": {"automargin": True},
             "shapes": [{"type": "line", "x0": 1, "x1": 1, "y0": 0, "y1": 1, "yref": "paper",
