@@ -23,6 +23,7 @@ ORDER = (
     "tuner",
     "bundle",
     "profile",
+    "compare",
     "report",
 )
 """A room imports itself, the contracts, `schedules` and `targets`, and rooms before it."""

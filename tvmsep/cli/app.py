@@ -6,7 +6,14 @@ from typing import Annotated
 
 import typer
 
-from tvmsep.cli import board_cmds, bundle_cmds, model_cmds, report_cmds, target_cmds
+from tvmsep.cli import (
+    board_cmds,
+    bundle_cmds,
+    compare_cmds,
+    model_cmds,
+    report_cmds,
+    target_cmds,
+)
 
 # Without markup Typer writes plain help and doesn't import rich: 70 ms of a 300 ms budget.
 app = typer.Typer(
@@ -41,4 +48,5 @@ model_cmds.register(app)
 target_cmds.register(app)
 bundle_cmds.register(app)
 report_cmds.register(app)
+compare_cmds.register(app)
 board_cmds.register(app)

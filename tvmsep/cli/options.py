@@ -184,7 +184,7 @@ def tracker(
 
 
 def write_new(path: Path, text: str) -> None:
-    """Write a small file as a whole or not at all.
+    """Write a file as a whole or not at all.
 
     Raises:
         InputError: it cannot be written there.

@@ -30,6 +30,7 @@ def emit(
     *,
     stamped_runs: int = 0,
     extern: Mapping[Workload, str] | None = None,
+    kernels: Mapping[Workload, Any] | None = None,
 ) -> IRModule:
     """One Relax function `main(inputs..., parameters...)`; kernels are shared between equal steps.
 
@@ -41,6 +42,7 @@ def emit(
             describes, and reads the clock into it before its first step and after each one.
         extern: names of the kernels if they are not to be part of the module but called there,
             compiled before; `configs` is not used then.
+        kernels: scheduled PrimFuncs of others, to take instead of what `configs` would make.
     """
     from tvm import relax
 
@@ -63,7 +65,10 @@ def emit(
         if w not in functions:
             template, config = configs[w]
             name = f"{w.op}_{len(functions)}"
-            func = kernel(w, target, template, config, name)
+            if kernels is not None and w in kernels:
+                func = kernels[w].with_attr({"global_symbol": name, "tirx.noalias": True})
+            else:
+                func = kernel(w, target, template, config, name)
             attrs = {
                 SCHEDULED: template,
                 WORKLOAD: msgspec.json.encode(w).decode(),

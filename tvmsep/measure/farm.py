@@ -21,7 +21,7 @@ from tvmsep.measure.local import LOCAL_KEY, LocalServer
 from tvmsep.measure.lock import HostLock, Scratch
 from tvmsep.measure.network import RUNS, WARM_RUNS, NetworkJob, NetworkTimes
 from tvmsep.measure.results import Board, Built, Failed, Measured
-from tvmsep.measure.slot import LONG_SESSION_S, REMOTE_SESSION_S, Limits, Slot, Source
+from tvmsep.measure.slot import LONG_SESSION_S, REMOTE_SESSION_S, Limits, Lost, Slot, Source
 from tvmsep.measure.worker import Pool, WorkerError, WorkerTimeout
 from tvmsep.targets import host_cores
 
@@ -381,6 +381,45 @@ class Farm:
                 return Failed("compile_error", str(answer))
         return answers
 
+    def time_turns(
+        self, jobs: Sequence[NetworkJob], turns: Sequence[int]
+    ) -> tuple[list[Array], list[list[Array]]] | Failed:
+        """Time whole networks in turns, all in one fresh session of one board.
+
+        Args:
+            jobs: at the same thread count, each with its library as `whole`.
+            turns: which of them, one after the other.
+
+        Returns:
+            Seconds of each run of each turn and each network's outputs, or why not.
+
+        Raises:
+            BoardError: as `run`.
+        """
+        self._check_open()
+        answer = self._ask(partial(_time_turns, list(jobs), list(turns), self.target))
+        return answer  # type: ignore[no-any-return]
+
+    def measure_turns(
+        self, built: Sequence[tuple[Task, Config, Built]], turns: Sequence[int]
+    ) -> list[Measured | Failed] | Failed:
+        """Check and time candidates in turns, all in one fresh session of one board.
+
+        Args:
+            built: candidates as `build` returned them.
+            turns: which of them, one after the other.
+
+        Returns:
+            An answer a turn, or why there is none.
+
+        Raises:
+            BoardError: as `run`.
+        """
+        self._check_open()
+        jobs = [(task, b) for task, _, b in built]
+        answer = self._ask(partial(_measure_turns, jobs, list(turns)))
+        return answer  # type: ignore[no-any-return]
+
     def peak_flops_per_core(self) -> float:
         """The FMA peak of one core in FLOP/s: the boards' median, measured in about a second each.
 
@@ -479,6 +518,32 @@ def _time_networks(
     except WorkerError as exc:
         return Failed("runtime_error", str(exc), slot.board.name)
     return slot.board.name, found
+
+
+def _renew(slot: Slot) -> None:
+    """Our server forks a child for each session: a fresh session is a fresh process."""
+    slot.drop()
+    if why := slot.connect():
+        raise Lost("link_lost", why)
+
+
+def _measure_turns(
+    jobs: list[tuple[Task, Built]], turns: list[int], slot: Slot
+) -> list[Measured | Failed]:
+    _renew(slot)
+    return [slot.measure(*jobs[i], None) for i in turns]
+
+
+def _time_turns(
+    jobs: list[NetworkJob], turns: list[int], target: Target, slot: Slot
+) -> tuple[list[Array], list[list[Array]]] | Failed:
+    _renew(slot)
+    try:
+        with slot.timing():
+            found = slot.call(session.time_turns, jobs, turns, target, limit_s=NETWORK_TIMEOUT_S)
+    except WorkerError as exc:
+        return Failed("runtime_error", str(exc), slot.board.name)
+    return found  # type: ignore[no-any-return]
 
 
 def _by_workload(plan: Plan, times: Array) -> dict[Workload, tuple[float, ...]]:

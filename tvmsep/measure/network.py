@@ -78,9 +78,10 @@ class OnBoardNetwork:
         remote: an RPC session.
         job: what to load.
         target: whose clock it is.
+        name: of its files there; networks that are there at once have different ones.
     """
 
-    def __init__(self, remote: Any, job: NetworkJob, target: Target) -> None:
+    def __init__(self, remote: Any, job: NetworkJob, target: Target, name: str = "network") -> None:
         from tvm import runtime
 
         cpu = remote.cpu(0)
@@ -92,7 +93,7 @@ class OnBoardNetwork:
         clear = {shape: put(np.zeros(shape, stamps_dtype(target))) for shape in set(job.stamps)}
         self._stamps = [clear[shape] for shape in job.stamps]
         self._last = job.outputs
-        self._remote, self._cpu, self._loaded = remote, cpu, 0
+        self._remote, self._cpu, self._loaded, self._name = remote, cpu, 0, name
         runs = WARM_RUNS + RUNS
         self._variants = [self._load(so, number=runs - 1, repeat=1) for so in job.libraries]
         self._whole = self._load(job.whole, number=1, repeat=runs) if job.whole else None
@@ -101,7 +102,7 @@ class OnBoardNetwork:
         """The network's machine and a function that runs it `number * repeat + 1` times."""
         from tvm.runtime.vm import VirtualMachine
 
-        name = f"network{self._loaded}.so"
+        name = f"{self._name}{self._loaded}.so"
         self._loaded += 1
         self._remote.upload(str(library), name)
         vm = VirtualMachine(self._remote.load_module(name), self._cpu)
@@ -126,3 +127,11 @@ class OnBoardNetwork:
         vm, timer = self._whole
         vm.set_input("main", *self._arguments)
         return np.array(timer("main").results)[WARM_RUNS:]
+
+    def outputs(self) -> list[Array]:
+        """What the network without readings made of its inputs when it last ran."""
+        assert self._whole is not None
+        get = self._whole[0].module["get_output"]
+        if self._last == 1:
+            return [get("main").numpy()]
+        return [get("main", i).numpy() for i in range(self._last)]

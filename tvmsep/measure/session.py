@@ -224,6 +224,23 @@ class Session:
         self._sweeps.clear()
         self._network = OnBoardNetwork(self._remote, job, target)
 
+    def time_turns(
+        self, jobs: list[NetworkJob], turns: list[int], target: Target
+    ) -> tuple[list[Array], list[list[Array]]]:
+        """Put several networks on the board and time them in turns, without clock readings inside.
+
+        Returns:
+            Seconds of each run of each turn, and each network's outputs.
+        """
+        self._set_threads(jobs[0].threads)
+        self._network = None
+        self._tasks.clear()
+        self._sweeps.clear()
+        there = [OnBoardNetwork(self._remote, j, target, f"net{i}-") for i, j in enumerate(jobs)]
+        for network in there:
+            network.time_whole()
+        return [there[i].time_whole() for i in turns], [n.outputs() for n in there]
+
     @property
     def network(self) -> OnBoardNetwork:
         """What `open_network` put on the board."""
@@ -333,6 +350,14 @@ def time_network(variant: int | None) -> Array:
     """`OnBoardNetwork.time` on the worker's session, `time_whole` for None."""
     assert _open is not None
     return _open.network.time_whole() if variant is None else _open.network.time(variant)
+
+
+def time_turns(
+    jobs: list[NetworkJob], turns: list[int], target: Target
+) -> tuple[list[Array], list[list[Array]]]:
+    """`Session.time_turns` on the worker's session."""
+    assert _open is not None
+    return _open.time_turns(jobs, turns, target)
 
 
 def peak_flops(library: Path, target: Target) -> float:
