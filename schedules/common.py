@@ -28,7 +28,7 @@ def accumulator_limit(t: Target, tile_oc: int) -> int:
     return t.vector_registers - spare
 
 
-def tile_cost(t: Target, block: int, tile_p: int, tile_oc: int) -> float:
+def tile_cost(t: Target, block: int, tile_p: int, tile_oc: int, *, folds: bool = True) -> float:
     """Predicted cycles per FMA, relative to the peak, of a register tile of a matrix product.
 
     Two limits, and a margin: FMA latency wants `latency * rate` accumulators; each pixel's scalar
@@ -36,12 +36,13 @@ def tile_cost(t: Target, block: int, tile_p: int, tile_oc: int) -> float:
     LLVM spills. It loads all broadcasts of a step first, so they count beside the weights; where
     they fold into the FMA nothing spills, and yet more accumulators than hide the latency cost a
     little. The small terms are fitted to some 2000 measured configs of four networks on Zen 4.
+    `folds` is false where the pixels do not lie so that a broadcast could fold.
     """
     acc = tile_p * tile_oc
     wide = 2 if block < t.lanes and t.half_width_is_free else 1
     rate = t.fma_per_cycle * wide
     stall = max(1.0, t.fma_latency_cycles * rate / acc)
-    folded = t.broadcast_operand and tile_oc == 1
+    folded = folds and t.broadcast_operand and tile_oc == 1
     scalars = acc if folded else tile_p
     loads = max(1.0, (tile_oc + scalars) / acc * rate / 2)
     if t.vector_registers >= 32:

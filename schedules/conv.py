@@ -145,7 +145,8 @@ class Conv:
             for b in divisors(per_group, 4)
             if a * b <= accumulator_limit(t, b)
         ]
-        tile_w, tile_oc = min(pairs, key=lambda p: (tile_cost(t, w.out_block, *p), p[0]))
+        costs = {p: tile_cost(t, w.out_block, *p, folds=False) for p in pairs}
+        tile_w, tile_oc = min(pairs, key=lambda p: (costs[p], p[0]))
         weights = 4 * _reduction(w) * w.out_blocks * w.out_block
         heavy = weights > t.l2_bytes // 2
         loop = w.out_split if threads > 1 else "rows"
