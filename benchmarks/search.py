@@ -60,7 +60,8 @@ def ideal(tasks: list[Task], target: Target, trials: list[Trial]) -> tuple[dict[
         first = [t.median_s for t in mine if t.as_config() == default]
         if mine:
             best[key] = min(t.median_s for t in mine)
-            start[key] = first[0] if first else max(t.median_s for t in mine)
+            # A log begins with the default of its day.
+            start[key] = first[0] if first else mine[0].median_s
     return start, best
 
 
