@@ -86,7 +86,7 @@ def test_own_data(folder: Path) -> None:
     report = compare_data(folder / "net.tvmsep", folder / "net.onnx", folder / "data")
     assert report.samples == 5 and report.reference == "the model in its own framework"
     (logits,) = report.outputs
-    assert 0 < logits.mean <= logits.worst < 2e-6
+    assert 0 < logits.mean <= logits.worst < 5e-5
     assert logits.scored == logits.agreed == 5
     assert report.layers > 25 and report.parts_at is None
     assert report.furthest is not None and 0 < report.furthest.error < 1e-5

@@ -427,3 +427,11 @@ except Exception as error:
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=60)
     assert done.stdout.startswith("ModelError") and "tvmsep[torch]" in done.stdout, done.stderr
     assert issubclass(ModelError, TvmsepError)
+
+
+def test_names_that_would_break_the_message_are_escaped() -> None:
+    proto = model([node("Det", "x")], {"x": (1, 4, 4)})
+    proto.graph.node[0].name = "a\nb\x07"
+    with pytest.raises(ModelError, match=r"node a\\nb\\x07 ") as caught:
+        load_model(proto)
+    assert "\n" not in str(caught.value)

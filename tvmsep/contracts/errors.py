@@ -15,6 +15,11 @@ class TvmsepError(Exception):
 class ModelError(TvmsepError):
     """The model cannot be read, or holds something that is not supported."""
 
+    def __str__(self) -> str:
+        """On one line, whatever names the model holds."""
+        text = super().__str__()
+        return "".join(c if c.isprintable() else ascii(c)[1:-1] for c in text)
+
 
 class TargetError(TvmsepError):
     """A target is unknown, malformed, or does not fit this host."""
