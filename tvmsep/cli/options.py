@@ -74,7 +74,7 @@ def thread_counts(text: str | None) -> list[int] | None:
     if text is None:
         return None
     parts = [p.strip() for p in text.split(",")]
-    if not all(p.isdigit() and int(p) > 0 for p in parts):
+    if not all(p.isdecimal() and int(p) > 0 for p in parts):
         raise InputError(f"--threads {text!r} is not a list of thread counts: write 2 or 1,2")
     return sorted({int(p) for p in parts})
 
@@ -141,7 +141,7 @@ def shapes(items: list[str] | None) -> dict[str, tuple[int, ...]] | None:
     for item in items or []:
         name, _, dims = item.rpartition("=")
         parts = [d.strip() for d in dims.split(",")]
-        if not name or not all(p.isdigit() and int(p) > 0 for p in parts):
+        if not name or not all(p.isdecimal() and int(p) > 0 for p in parts):
             raise InputError(f"--shape {item!r}: write it as name=1,3,224,224")
         result[name] = tuple(map(int, parts))
     return result or None

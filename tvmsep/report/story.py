@@ -332,7 +332,7 @@ def _knobs(
 
 
 def _natural(value: str) -> tuple[int, str]:
-    return (int(value), "") if value.isdigit() else (1 << 30, value)
+    return (int(value), "") if value.isdecimal() else (1 << 30, value)
 
 
 def _machine(trials: Sequence[Trial], target: Target | None) -> Machine:

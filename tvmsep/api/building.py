@@ -1,0 +1,290 @@
+"""Building and verifying bundles, with or without a tuning log."""
+
+from __future__ import annotations
+
+import os
+import time
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from tvmsep.api.planning import Prepared, check_writable, prepare
+from tvmsep.check import Check, Mismatch, cannot_run_here, check_bundle
+from tvmsep.contracts import (
+    Config,
+    InputError,
+    Target,
+    Trial,
+    TvmsepError,
+    Workload,
+)
+
+if TYPE_CHECKING:
+    from tvmsep.bundle import Manifest
+    from tvmsep.contracts.preprocess import Preprocess
+    from tvmsep.frontends import Imported
+    from tvmsep.graph import Plan
+    from tvmsep.logs import Best
+    from tvmsep.tuner import TuneResult
+
+
+@dataclass
+class Report:
+    """What `tune` and `build` did."""
+
+    manifest: Manifest
+    path: Path
+    check: Check | None
+    """None where the target's code cannot run on this host."""
+    tuned: int
+    """Tasks whose config comes from a log."""
+    tasks: int
+    result: TuneResult | None = None
+
+
+def build(
+    model: Any,
+    *,
+    out: str | os.PathLike[str],
+    target: str | Target = "local",
+    threads: Sequence[int] | int | None = None,
+    logs: Sequence[str | os.PathLike[str]] | None = None,
+    shapes: Mapping[str, Sequence[int]] | None = None,
+    example_inputs: tuple[Any, ...] | None = None,
+    params: str | os.PathLike[str] | None = None,
+    preprocess: Preprocess | None = None,
+    labels: Sequence[str] | None = None,
+    say: Callable[[str], None] = lambda _: None,
+) -> Report:
+    """Build a bundle without measuring.
+
+    Args:
+        model: as for `tune`.
+        out: the bundle to write.
+        target: as for `tune`.
+        threads: thread counts; the target's cores by default.
+        logs: tuning logs or bundles to take configs from; None for the logs that ship with
+            tvmsep for this target; an empty sequence for the analytic defaults alone.
+        shapes: fixes dynamic input shapes.
+        example_inputs: for a torch module.
+        params: for a Relay program: the file of its weights.
+        preprocess: how a picture becomes the input.
+        labels: class names.
+        say: told of steps that take more than a moment.
+
+    Raises:
+        TvmsepError: a user's mistake; nothing was written.
+    """
+    from tvmsep.logs import best_trials
+
+    path = Path(out)
+    check_writable(path)
+    if any(path.exists() and path.samefile(p) for p in map(Path, logs or ()) if p.exists()):
+        raise InputError(f"{path} is both a log to read and the bundle to write: name another")
+    prepared = prepare(
+        model, target=target, threads=threads, shapes=shapes, example_inputs=example_inputs,
+        params=params,
+    )  # fmt: skip
+    check_labels(labels, prepared.imported)
+    trials = read_trials(prepared.target, logs)
+    return make_bundle(
+        prepared, path, best_trials(trials), len(trials), say, preprocess, labels, None
+    )
+
+
+def read_trials(target: Target, logs: Sequence[str | os.PathLike[str]] | None) -> list[Trial]:
+    """The trials of logs or bundles, of the shipped logs if `logs` is None.
+
+    Raises:
+        InputError: a log cannot be read, or is of another target.
+    """
+    from tvmsep.logs import read_log, shipped_logs
+
+    sources = shipped_logs(target.name) if logs is None else [Path(p) for p in logs]
+    trials: list[Trial] = []
+    for source in sources:
+        found = read_log(source)
+        wrong = {t.target for t in found} - {target.name}
+        if wrong:
+            raise InputError(
+                f"log {source} is for {', '.join(sorted(wrong))}, not for the target "
+                f"{target.name}: give a log of that target"
+            )
+        if not all(t.measured for t in found):
+            raise InputError(f"log {source} is of a board that measures nothing: give another")
+        trials += found
+    return trials
+
+
+def check_labels(labels: Sequence[str] | None, imported: Imported) -> None:
+    """See that there is a name for each class.
+
+    Raises:
+        InputError: there is not.
+    """
+    classes = imported.outputs[0].shape[-1]
+    if labels is not None and len(labels) != classes:
+        raise InputError(
+            f"{len(labels)} labels were given, the model has {classes} classes: "
+            "give one name a class"
+        )
+
+
+def choose_configs(
+    prepared: Prepared, plan: Plan, winners: Mapping[str, Best]
+) -> tuple[dict[Workload, tuple[str, Config]], list[Trial], float | None]:
+    """Config of each workload; the log lines they came from; the sum of task times if all known."""
+    from tvmsep.schedules import TEMPLATES
+    from tvmsep.tuner.state import task_key
+
+    configs: dict[Workload, tuple[str, Config]] = {}
+    used: list[Trial] = []
+    total: float | None = 0.0
+    for task in plan.tasks(prepared.target):
+        template = TEMPLATES[task.template]
+        best = winners.get(task_key(task))
+        space = template.space(task.workload, prepared.target, task.threads)
+        if best is not None and best.config in space:
+            configs[task.workload] = (task.template, best.config)
+            used.append(best.trial)
+            total = None if total is None else total + best.mean_s * task.count
+        else:
+            default = template.default(task.workload, prepared.target, task.threads)
+            configs[task.workload] = (task.template, default)
+            total = None
+    return configs, used, total
+
+
+def make_bundle(
+    prepared: Prepared,
+    path: Path,
+    winners: Mapping[str, Best],
+    log_total: int,
+    say: Callable[[str], None],
+    preprocess: Preprocess | None,
+    labels: Sequence[str] | None,
+    peak_gflops: float | None,
+) -> Report:
+    """Compile every variant, write the bundle, check it, and only then put it in place."""
+    import msgspec
+
+    from tvmsep.bundle import TensorInfo, write_bundle
+    from tvmsep.compiler import compile_library, emit, lower, peak_bytes
+    from tvmsep.tuner.fusion import choose_plan
+
+    libraries: dict[int, bytes] = {}
+    texts: dict[int, str] = {}
+    ram: dict[int, int] = {}
+    estimates: dict[int, float] = {}
+    used: list[Trial] = []
+    grounds: list[Trial] = []
+    tasks = 0
+    weights: dict[str, Any] = {}
+    for count, plan in prepared.plans.items():
+        say(f"compiling for {count} thread{'s' if count > 1 else ''}")
+        plan, compared = choose_plan(plan, prepared.target, winners)
+        configs, lines, total = choose_configs(prepared, plan, winners)
+        module = emit(plan, prepared.target, configs)
+        lowered = lower(module, prepared.target)
+        libraries[count] = compile_library(lowered, prepared.target)
+        texts[count] = module.script(show_meta=False)
+        ram[count] = peak_bytes(lowered) + sum(a.nbytes for a in plan.params.values())
+        if total is not None:
+            estimates[count] = total
+        used += [t for t in lines if t not in used]
+        grounds += [b.trial for b in compared if b.trial not in grounds]
+        tasks += len(configs)
+        weights = weights or dict(plan.params)
+    imported = prepared.imported
+    kept = [*used, *(t for t in grounds if t not in used)]
+    scratch = str(path.parent / f".tvmsep-{os.getpid()}-{time.monotonic_ns()}.tvmsep")
+    try:
+        manifest = write_bundle(
+            scratch,
+            name=imported.name,
+            target=prepared.target,
+            inputs=[TensorInfo(name=t.name, shape=t.shape, dtype=t.dtype) for t in imported.inputs],
+            outputs=[
+                TensorInfo(name=t.name, shape=t.shape, dtype=t.dtype) for t in imported.outputs
+            ],
+            libraries=libraries,
+            weights=weights,
+            relax=texts,
+            peak_ram_bytes=ram,
+            estimate_s=estimates or None,
+            log_lines=[msgspec.json.encode(t).decode() for t in kept],
+            log_total=log_total,
+            source=imported.source,
+            licence=imported.source.get("licence", "unknown"),
+            preprocess=preprocess or imported.preprocess,
+            labels=labels or imported.labels,
+            flops=next(iter(prepared.plans.values())).flops,
+            peak_gflops_per_core=peak_gflops,
+        )
+        say("checking the bundle against the model")
+        reason = cannot_run_here(prepared.target, prepared.plans)
+        if reason is not None:
+            say(f"not run here, so not checked: {reason}")
+        check = None
+        if reason is None:
+            try:
+                check = check_bundle(Path(scratch), prepared.imported, prepared.graph)
+            except Mismatch as problem:
+                raise Mismatch(
+                    f"{problem}; nothing was written. Please report this model."
+                ) from problem
+        os.replace(scratch, path)
+    except OSError as error:
+        raise TvmsepError(
+            f"cannot write {path}: {error.strerror or error}; choose another output with -o"
+        ) from error
+    except TvmsepError as error:  # it names a file that the user has not heard of
+        raise type(error)(str(error).replace(scratch, str(path))) from error
+    finally:
+        Path(scratch).unlink(missing_ok=True)
+    return Report(manifest, path, check, len(used), tasks)
+
+
+def verify(bundle: str | os.PathLike[str], model: Any, **how: Any) -> Check:
+    """Compare a bundle's outputs with those of the model it was made from.
+
+    Args:
+        bundle: a `.tvmsep` file.
+        model: as for `tune`.
+        **how: `shapes`, `example_inputs` and `params` as for `tune`.
+
+    Raises:
+        TvmsepError: they differ, or do not fit each other.
+    """
+    prepared = prepare_for(bundle, model, **how)
+    try:
+        return check_bundle(Path(bundle), prepared.imported, prepared.graph)
+    except Mismatch as problem:
+        raise Mismatch(
+            f"{bundle} was made from another model, or other weights: {problem}"
+        ) from None
+
+
+def prepare_for(bundle: str | os.PathLike[str], model: Any, **how: Any) -> Prepared:
+    """Prepare a model as a bundle has it: for its target, at its first variant's thread count.
+
+    Raises:
+        BundleError: the bundle is damaged or cannot run on this host.
+        InputError: they take or give different tensors.
+    """
+    from tvmsep.bundle import Package
+
+    with Package(bundle) as package:
+        package.check_host()
+        manifest = package.manifest
+    prepared = prepare(model, target=manifest.target, threads=[manifest.variants[0].threads], **how)
+    ours = [(t.name, t.shape, t.dtype) for t in manifest.inputs]
+    theirs = [(t.name, t.shape, t.dtype) for t in prepared.imported.inputs]
+    if ours != theirs:
+        raise InputError(f"{bundle} takes {ours}, the model takes {theirs}: not the same network")
+    ours = [(t.name, t.shape, t.dtype) for t in manifest.outputs]
+    theirs = [(t.name, t.shape, t.dtype) for t in prepared.imported.outputs]
+    if ours != theirs:
+        raise InputError(f"{bundle} gives {ours}, the model gives {theirs}: not the same network")
+    return prepared

@@ -1,0 +1,143 @@
+"""Models planned for a target, and what must be so before work begins."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import tempfile
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from tvmsep.contracts import (
+    InputError,
+    Target,
+    Task,
+    TvmsepError,
+    Workload,
+)
+
+if TYPE_CHECKING:
+    from tvmsep.frontends import Imported
+    from tvmsep.graph import Graph, Plan
+
+_SCRATCH_BYTES = 32 << 20
+"""LLVM ends the process where it cannot write an object file, so room is looked for first."""
+
+
+@dataclass
+class Prepared:
+    """A model imported and planned for a target at one or more thread counts."""
+
+    imported: Imported
+    graph: Graph
+    """As imported: the reference in float64."""
+    target: Target
+    plans: dict[int, Plan]
+    """By thread count, with separate depthwise and pointwise kernels."""
+
+    def candidates(self) -> list[Plan]:
+        """Of each thread count the plan, and the one with all fused that can be, if any can."""
+        from tvmsep.graph import fuse, fusible
+
+        plans = []
+        for plan in self.plans.values():
+            pairs = fusible(plan, self.target)
+            plans += [plan, fuse(plan, self.target, pairs)] if pairs else [plan]
+        return plans
+
+    def tasks(self) -> list[Task]:
+        """All tasks of all thread counts, those of fused kernels too."""
+        found: dict[tuple[Workload, int], Task] = {}
+        for plan in self.candidates():
+            for task in plan.tasks(self.target):
+                found.setdefault((task.workload, task.threads), task)
+        return list(found.values())
+
+
+def prepare(
+    model: Any,
+    *,
+    target: str | Target = "local",
+    threads: Sequence[int] | int | None = None,
+    shapes: Mapping[str, Sequence[int]] | None = None,
+    example_inputs: tuple[Any, ...] | None = None,
+    params: str | os.PathLike[str] | None = None,
+) -> Prepared:
+    """Import a model and plan it.
+
+    Raises:
+        ModelError: the model cannot be read or holds something unsupported.
+        TargetError: the target is unknown or malformed.
+        InputError: a thread count is out of range.
+    """
+    from tvmsep.frontends import load_model
+    from tvmsep.graph import from_relax, make_plan, normalise
+    from tvmsep.targets import load_target
+
+    hardware = load_target(target) if isinstance(target, str) else target
+    counts = _thread_counts(threads, hardware)
+    for n in counts:
+        if not 1 <= n <= hardware.cores:
+            raise InputError(
+                f"threads is {n}; target {hardware.name} has {hardware.cores} cores here: "
+                f"give 1 to {hardware.cores}"
+            )
+    imported = load_model(model, shapes=shapes, example_inputs=example_inputs, params=params)
+    plans = {n: make_plan(normalise(from_relax(imported.module)), hardware, n) for n in counts}
+    return Prepared(imported, from_relax(imported.module), hardware, plans)
+
+
+def _thread_counts(threads: Sequence[int] | int | None, target: Target) -> list[int]:
+    if threads is None:
+        return [target.cores]
+    counts = [threads] if isinstance(threads, int) else list(threads)
+    if not counts or not all(type(n) is int for n in counts):
+        raise InputError(f"threads is {threads!r}: give a thread count, or several as [1, 2]")
+    return sorted(set(counts))
+
+
+def check_writable(path: Path) -> None:
+    """Find out before any work whether `path` can be written.
+
+    Raises:
+        TvmsepError: it cannot; says why.
+    """
+    try:
+        with tempfile.TemporaryFile(dir=path.parent):
+            pass
+    except OSError as error:
+        raise TvmsepError(
+            f"cannot write {path}: {error.strerror or error}; choose another output with -o"
+        ) from error
+    if path.is_dir():
+        raise TvmsepError(f"cannot write {path}: it is a folder; give a file name with -o")
+    if path.is_file() and path.suffix != ".tvmsep" and path.read_bytes()[:2] not in (b"PK", b""):
+        raise TvmsepError(
+            f"cannot write {path}: it is there already and is no bundle; give another name with -o"
+        )
+    scratch = tempfile.gettempdir()
+    free = shutil.disk_usage(scratch).free
+    if free < _SCRATCH_BYTES:
+        raise TvmsepError(
+            f"{scratch} has {free / 1e6:.0f} MB left and compiling needs "
+            f"{_SCRATCH_BYTES / 1e6:.0f} MB: make room, or set TMPDIR to another folder"
+        )
+
+
+def must_fit(target: Target) -> None:
+    """See that a target's code can be measured on this host.
+
+    Raises:
+        TargetError: it cannot.
+    """
+    from tvmsep.contracts import TargetError
+    from tvmsep.targets import misfit
+
+    why = misfit(target)
+    if why is not None:
+        raise TargetError(
+            f"target {target.name} cannot be measured on this host: {why}; "
+            "give a board with --rpc HOST:PORT --key KEY, or --target local"
+        )
