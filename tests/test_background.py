@@ -47,7 +47,8 @@ def test_what_is_not_ready_in_time_is_ended(state: Path, tmp_path: Path) -> None
     command = [sys.executable, "-c", DEAF, str(told)]
     with pytest.raises(BoardError, match=r"not ready within 3 s: the last words .*x\.log"):
         background.start(command, state, 3.0)
-    assert not any(map(alive, family(told)))
+    pids = family(told)
+    until(lambda: not any(map(alive, pids)), "the end of both processes", 5)
 
 
 def test_an_interrupted_start_leaves_nothing(state: Path, tmp_path: Path) -> None:
@@ -60,7 +61,8 @@ def test_an_interrupted_start_leaves_nothing(state: Path, tmp_path: Path) -> Non
     threading.Thread(target=interrupt, daemon=True).start()
     with pytest.raises(KeyboardInterrupt):
         background.start([sys.executable, "-c", DEAF, str(told)], state, 60.0)
-    assert not any(map(alive, family(told)))
+    pids = family(told)
+    until(lambda: not any(map(alive, pids)), "the end of both processes", 5)
 
 
 def test_a_claim_is_never_seen_with_another_id(tmp_path: Path) -> None:
