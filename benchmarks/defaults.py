@@ -50,6 +50,9 @@ def row(task: Task, trials: Sequence[Trial], default: Config) -> Row | None:
 
     Where it lowers to the same program as another config, that one's times are its own.
     """
+    if trials:  # times of another CPU or TVM do not compare
+        last = max(trials, key=lambda t: t.date)
+        trials = [t for t in trials if (t.cpu, t.tvm) == (last.cpu, last.tvm)]
     searched = [t for t in trials if t.phase == "search" and t.as_config() == default]
     program = searched[0].program if searched else ""
     meetings: dict[str, dict[str, Trial]] = defaultdict(dict)
@@ -90,12 +93,17 @@ def rows(model: str, target: str, threads: int, trials: Sequence[Trial]) -> list
     return sorted((r for r in found if r), key=lambda r: -r.count * r.best_s)
 
 
+def counts(text: str) -> list[int]:
+    """Thread counts of a command line; argparse turns the ValueError into a message."""
+    return [int(part) for part in text.split(",")]
+
+
 def main() -> int:
     """Print the table."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument("models", nargs="+", help="built-in models, as tvmsep names them")
     parser.add_argument("--target", default="x86-zen4")
-    parser.add_argument("--threads", default="1,2")
+    parser.add_argument("--threads", type=counts, default=[1, 2], help="as 1,2")
     parser.add_argument("--log", type=Path, help="instead of the shipped logs")
     parser.add_argument("--json", action="store_true")
     args = parser.parse_args()
@@ -106,7 +114,7 @@ def main() -> int:
         logs = [args.log] if args.log else shipped_logs(args.target)
         trials = [t for path in logs for t in read_log(path)]
         for model in args.models:
-            for threads in map(int, args.threads.split(",")):
+            for threads in args.threads:
                 found = rows(model, args.target, threads, trials)
                 if not found:
                     print(f"{model}, {threads} thread(s): no log compares its defaults")

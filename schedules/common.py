@@ -48,7 +48,7 @@ def tile_cost(t: Target, block: int, tile_p: int, tile_oc: int, *, folds: bool =
     if t.vector_registers >= 32:
         live = acc + tile_oc + (1 if folded else tile_p)
         spill = 1.0 + max(0, live - t.vector_registers) * 0.1
-        want = 8 * wide
+        want = 2 * t.fma_latency_cycles * rate  # no slack is left with half of it
         margin = 0.3 * max(0.0, want / acc - 1) + 0.0025 * wide * max(0, acc - want)
         margin += 0.0 if folded else 0.3 * wide / acc
     else:

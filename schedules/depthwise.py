@@ -155,6 +155,23 @@ class Depthwise:
         limit = t.vector_registers - 2
         image = 4 * w.ih * w.iw * w.in_block
         tall = image > t.l2_bytes // 2 and (w.kh, w.kw) == (3, 3) and w.oh % 4 == 0
+        loop = w.out_split if threads > 1 else "rows"
+
+        def shares(tile_h: int) -> tuple[float, int]:
+            """Chunks of rows, and how much longer the busiest thread works than the average."""
+            near = t.l2_bytes // 4 if tall else t.l2_bytes // 16
+            rest = w.oh // tile_h
+            rows = [r for r in divisors(rest) if r <= 8 or r == w.oh]
+
+            def cost(r: int) -> tuple[float, bool, int]:
+                waste = -(-w.n * r // threads) * threads / (w.n * r)
+                far = (threads > 1 or tall) and image // r > near
+                return (waste, far, -r if far and r <= 8 else r)
+
+            return cost(best := min(rows, key=cost))[0], best
+
+        if tall and loop == "rows" and shares(4)[0] > shares(1)[0]:
+            tall = False
         narrow = w.out_block < t.lanes and t.half_width_is_free and w.sw == 1
         if tall:
             tile_w, tile_h = (2 if w.sw == 1 and w.ow % 2 == 0 else 1), 4
@@ -162,18 +179,9 @@ class Depthwise:
             wanted = 14 if narrow else 7
             widths = divisors(w.ow, min(limit, 14))
             tile_w, tile_h = min(widths, key=lambda d: (abs(d - wanted), -d)), 1
-        loop = w.out_split if threads > 1 else "rows"
         if loop == "channels":
             return Config(tile_w=tile_w, tile_h=tile_h, loop="channels", rows=1)
-        near = t.l2_bytes // 4 if tall else t.l2_bytes // 16
-        rows = divisors(w.oh // tile_h, 8)
-
-        def cost(r: int) -> tuple[float, bool, int]:
-            waste = -(-w.n * r // threads) * threads / (w.n * r)
-            far = (threads > 1 or tall) and image // r > near
-            return (waste, far, -r if far else r)
-
-        return Config(tile_w=tile_w, tile_h=tile_h, loop="rows", rows=min(rows, key=cost))
+        return Config(tile_w=tile_w, tile_h=tile_h, loop="rows", rows=shares(tile_h)[1])
 
     def apply(self, sch: s_tir.Schedule, w: Workload, t: Target, c: Config) -> None:
         """The docstring's steps, in s_tir primitives."""

@@ -14,8 +14,10 @@ import pytest
 import tvmsep
 from tvmsep import api
 from tvmsep.api import building
-from tvmsep.contracts import InputError, ModelError, TvmsepError
+from tvmsep.contracts import BoardError, InputError, ModelError, TvmsepError
 from tvmsep.targets import load_target
+from tvmsep.tuner import TuneResult
+from tvmsep.tuner.state import TuneState
 
 SMALL = "mobilenet_v1:width=0.25,resolution=32,classes=10"
 
@@ -144,3 +146,27 @@ def test_labels_are_counted_before_any_work(tmp_path: Path) -> None:
         with pytest.raises(InputError, match="3 labels were given, the model has 10"):
             verb(SMALL, out=path, threads=1, labels=["a", "b", "c"])
     assert os.listdir(tmp_path) == []
+
+
+@pytest.mark.parametrize(
+    ("reason", "error"), [("interrupted", KeyboardInterrupt), ("board_lost", BoardError)]
+)
+def test_a_run_that_measured_nothing_leaves_the_bundle_that_is_there(
+    reason: Any, error: type[BaseException], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def nothing(*args: Any, **how: Any) -> TuneResult:
+        return TuneResult({}, reason, TuneState([], 0.0, None, None))
+
+    out = tmp_path / "x.tvmsep"
+    out.write_bytes(b"PK a good one")
+    monkeypatch.setattr("tvmsep.tuner.tune_tasks", nothing)
+    with pytest.raises(error):
+        tvmsep.tune(SMALL, out=out, threads=[1])
+    assert out.read_bytes() == b"PK a good one"
+
+
+def test_a_log_that_is_no_file_is_not_read(tmp_path: Path) -> None:
+    pipe = tmp_path / "pipe.jsonl"
+    os.mkfifo(pipe)
+    with pytest.raises(TvmsepError, match="is no file"):
+        tvmsep.build(SMALL, out=tmp_path / "x.tvmsep", threads=[1], logs=[pipe])

@@ -2,7 +2,9 @@
 
 import hashlib
 import json
+import os
 import resource
+import stat
 import sys
 from pathlib import Path
 from typing import Any
@@ -20,9 +22,9 @@ from tvmsep.bundle import (
     read_log,
     runtime_version,
 )
-from tvmsep.bundle.archive import Archive, write_archive
+from tvmsep.bundle.archive import Archive, check_replaceable, write_archive, write_file
 from tvmsep.bundle.weights import ALIGN, decode_weights, encode_weights
-from tvmsep.contracts import BundleError, Target
+from tvmsep.contracts import BundleError, InputError, Target
 
 # The file
 
@@ -291,3 +293,16 @@ def test_parts_that_do_not_fit_are_not_written(built: Path, target: Target, tmp_
     with pytest.raises(BundleError, match="must not be empty"):
         write(path, built, target, outputs=[])
     assert not path.exists()
+
+
+def test_an_output_replaces_neither_devices_nor_what_is_read(tmp_path: Path) -> None:
+    pipe, there = tmp_path / "pipe", tmp_path / "x.npy"
+    os.mkfifo(pipe)
+    there.write_bytes(b"x")
+    for path in (pipe, Path("/dev/null"), there):
+        with pytest.raises(InputError, match=rf"cannot write {path}: it is"):
+            check_replaceable(path, there)
+    with pytest.raises(InputError, match="a device or a pipe"):
+        write_file(pipe, lambda file: file.write(b"y"))
+    assert stat.S_ISFIFO(pipe.stat().st_mode) and sorted(tmp_path.iterdir()) == [pipe, there]
+    check_replaceable(there, tmp_path / "other", "not there")

@@ -115,7 +115,8 @@ def test_failures_and_knobs_are_counted() -> None:
 def test_the_shipped_log_as_a_story() -> None:
     read = read_sources([SHIPPED])
     story = tell(read.trials, target=read.target)
-    assert story.trials == 1936 and story.failed == 0 and story.measured
+    lines = SHIPPED.read_text().count("\n")
+    assert story.trials == lines > 500 and story.failed == 0 and story.measured
     assert all(t.before_s is not None and math.isfinite(t.best_s) for t in story.tasks)
     for network in story.networks:
         assert network.before_s is not None and network.after_s is not None

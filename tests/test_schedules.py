@@ -176,6 +176,23 @@ def test_defaults_lie_in_their_space_for_real_layers(name: str) -> None:
                 assert default in template.space(w, target, threads), (w.label, threads, default)
 
 
+@pytest.mark.parametrize("size", [11, 13, 17, 19, 28, 38, 56, 112, 149])
+@pytest.mark.parametrize("stride", [1, 2])
+def test_a_depthwise_default_keeps_all_threads_busy(size: int, stride: int) -> None:
+    target = load_target("x86-zen4")
+    for threads in (2, 4, 8, 16):
+        w = Workload(
+            op="depthwise", ic=32, oc=32, groups=32, ih=size, iw=size, kh=3, kw=3, sh=stride,
+            sw=stride, pads=(1, 1, 1, 1), in_block=16, out_block=16, in_split="rows",
+            out_split="rows",
+        )  # fmt: skip
+        if w.oh < 4 * threads:
+            continue  # such layers are split by channels
+        c = TEMPLATES["depthwise"].default(w, target, threads)
+        rows = c.int("rows")
+        assert -(-rows // threads) * threads / rows <= 1.25, (threads, c)
+
+
 @pytest.mark.parametrize("act", ACTS)
 def test_activations_match_numpy_far_out(act: str) -> None:
     import tvm

@@ -104,6 +104,9 @@ def check_writable(path: Path) -> None:
     Raises:
         TvmsepError: it cannot; says why.
     """
+    from tvmsep.bundle.archive import check_replaceable
+
+    check_replaceable(path)
     try:
         with tempfile.TemporaryFile(dir=path.parent):
             pass

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 from tvmsep.api.building import Report, check_labels, make_bundle
 from tvmsep.api.planning import check_writable, must_fit, prepare
 from tvmsep.contracts import (
+    BoardError,
     InputError,
     Target,
     Trial,
@@ -104,6 +105,10 @@ def tune(
             )  # fmt: skip
         for note in result.state.notes:
             say(note)
+        if not result.best and result.reason == "interrupted":
+            raise KeyboardInterrupt  # there is nothing to write, and a bundle may be there
+        if not result.best and result.reason == "board_lost":
+            raise BoardError("no board is left and nothing was measured: no bundle is written")
         if result.reason == "interrupted":
             say("interrupted: writing a bundle of the best so far; Ctrl-C again ends without one")
         elif result.reason == "board_lost":

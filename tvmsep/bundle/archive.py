@@ -13,6 +13,7 @@ import contextlib
 import os
 import re
 import secrets
+import stat
 import struct
 import zlib
 from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -20,7 +21,7 @@ from pathlib import Path
 from types import TracebackType
 from typing import BinaryIO, NamedTuple, Self
 
-from tvmsep.contracts import BundleError
+from tvmsep.contracts import BundleError, InputError
 
 _LOCAL = struct.Struct("<4s5H3I2H")
 _CENTRAL = struct.Struct("<4s6H3I5H2I")
@@ -102,6 +103,27 @@ def write_archive(path: Path, contents: Mapping[str, bytes]) -> None:
     write_file(path, fill)
 
 
+def check_replaceable(path: Path, *inputs: str | os.PathLike[str]) -> None:
+    """See that an output replaces neither a device or a pipe, nor what is read.
+
+    Args:
+        path: the output.
+        *inputs: what the same command reads; those that are no files are passed over.
+
+    Raises:
+        InputError: it would.
+    """
+    try:
+        mode = path.stat().st_mode
+    except OSError:
+        return  # not there, or writing says why not
+    if not stat.S_ISREG(mode) and not stat.S_ISDIR(mode):
+        raise InputError(f"cannot write {path}: it is a device or a pipe; name a file")
+    for name in inputs:
+        if os.path.exists(name) and path.samefile(name):
+            raise InputError(f"cannot write {path}: it is what is read; name another output")
+
+
 def write_file(path: Path, fill: Callable[[BinaryIO], object]) -> None:
     """Write a file so that it is there whole or not at all.
 
@@ -112,6 +134,7 @@ def write_file(path: Path, fill: Callable[[BinaryIO], object]) -> None:
     Raises:
         BundleError: the operating system refused; nothing is left behind.
     """
+    check_replaceable(path)
     temporary = path.parent / f".tvmsep-{secrets.token_hex(8)}"
     try:
         with open(temporary, "xb") as file:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import enum
 import json
 import time
+from collections.abc import Sequence
 from contextlib import ExitStack
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, BinaryIO
@@ -67,7 +68,7 @@ def run(
         manifest = package.manifest
     arrays = _read_inputs(inputs, manifest)
     if output is not None:
-        _check_output(output, len(manifest.outputs))
+        _check_output(output, len(manifest.outputs), inputs)
     with Bundle.load(bundle, threads, trust=require_signature) as net:
         start = time.perf_counter()
         result = net(*arrays)
@@ -289,7 +290,10 @@ def _read_input(path: Path, manifest: Manifest) -> NDArray[Any]:
     return read_npy(path)
 
 
-def _check_output(path: Path, outputs: int) -> None:
+def _check_output(path: Path, outputs: int, inputs: Sequence[str]) -> None:
+    from tvmsep.bundle.archive import check_replaceable
+
+    check_replaceable(path, *inputs, *(i.partition("=")[2] or i for i in inputs))
     suffix = ".npy" if outputs == 1 else ".npz"
     if path.suffix != suffix:
         raise InputError(f"--output {path}: for {outputs} output(s), name a {suffix} file")

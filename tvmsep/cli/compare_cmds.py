@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import json
+import signal
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -89,12 +91,15 @@ def compare(
     from tvmsep import api
     from tvmsep.compare import ROUNDS
 
+    # What Ctrl-C cleans up, a batch system's way of asking to stop does too.
+    signal.signal(signal.SIGTERM, signal.default_int_handler)
+
     if key and rpc is None:
         raise InputError("--key names boards at a tracker: give --rpc HOST:PORT too")
     if task is not None and layer is not None:
         raise InputError("--task and --layer both name one kernel: give one of them")
     if html is not None:
-        _check_page(html)
+        _check_page(html, [*(e.partition("=")[2] or e for e in entrants), *entrants, model or ""])
     logs = [Path(e) for e in entrants if e.endswith(".jsonl")]
     if len(entrants) == len(logs) == 2 and model is None and task is None and layer is None:
         for flag, given in (("--assert", claims), ("--html", html), ("--rpc", rpc)):
@@ -121,9 +126,11 @@ def compare(
         raise typer.Exit(CLAIM_FAILED)
 
 
-def _check_page(path: Path) -> None:
+def _check_page(path: Path, inputs: Sequence[str]) -> None:
+    from tvmsep.bundle.archive import check_replaceable
     from tvmsep.report import require_page
 
+    check_replaceable(path, *inputs)
     if path.is_dir() or not path.absolute().parent.is_dir():
         raise InputError(f"--html {path}: give a file in a folder that is there")
     require_page()

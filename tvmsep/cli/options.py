@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import re
 from collections.abc import Callable
 from pathlib import Path
@@ -189,18 +188,9 @@ def write_new(path: Path, text: str) -> None:
     Raises:
         InputError: it cannot be written there.
     """
-    part = path.with_name(f".{path.name}.new")
-    try:
-        try:
-            with part.open("x", encoding="utf-8") as file:
-                file.write(text)
-                file.flush()
-                os.fsync(file.fileno())
-            part.replace(path)
-        finally:
-            part.unlink(missing_ok=True)
-    except OSError as error:
-        raise InputError(f"cannot write {path}: {error.strerror}; choose another place") from error
+    from tvmsep.bundle.archive import write_file
+
+    write_file(path, lambda file: file.write(text.encode()))
 
 
 def preprocess(path: Path | None) -> Preprocess | None:

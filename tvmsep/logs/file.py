@@ -35,6 +35,8 @@ def _is_torn(line: bytes) -> bool:
 
 def _lines(path: Path) -> list[bytes]:
     try:
+        if path.exists() and not path.is_file():
+            raise LogError(f"{path} is no file: give a tuning log, or a bundle")
         if zipfile.is_zipfile(path):
             with zipfile.ZipFile(path) as bundle:
                 return bundle.read("log.jsonl").splitlines(keepends=True)

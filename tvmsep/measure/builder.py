@@ -1,8 +1,8 @@
 """From a config to a shared library that a board can load and time.
 
 The path is the shortest that TVM 0.27 offers: schedule, TVM's stock s_tir lowering, LLVM to an
-object file, LLD. The harness is compiled once per task, kept beside the candidates and linked with
-each of them, so that it costs a candidate nothing but a few kilobytes.
+object file, LLD. Many tasks share a harness: it is compiled once, kept beside the candidates and
+linked with each of them, so that it costs a candidate nothing but its 60 KB.
 """
 
 from __future__ import annotations
@@ -46,7 +46,7 @@ def _object(mod: IRModule | tirx.PrimFunc, target: Target, out: Path) -> None:
 
 
 def _harness(params: harness.Params, task: Task, target: Target, outdir: Path) -> Path:
-    """The object file of the task's harness, compiled at first use."""
+    """The object file of the harness that fits the task, compiled at first use."""
     text = harness.source(params, task.workload, target, task.threads)
     key = hashlib.sha256(f"{text}\n{sorted(target.tvm_dict().items())}".encode()).hexdigest()[:16]
     out = outdir / f"harness-{key}.o"
@@ -111,7 +111,8 @@ def build_candidate(task: Task, target: Target, config: Config, outdir: Path) ->
 def _renamed(kernel: Path, name: str, outdir: Path) -> Path:
     """A candidate's object file with its kernel called `name`.
 
-    All names have one length: a relocatable file has no table that is sorted or hashed by them.
+    All names have one length, so no offset moves; linkers look symbols up by name, whatever their
+    order in the file.
     """
     out = outdir / f"{kernel.stem}-{name}.o"
     if not out.exists():

@@ -1,8 +1,9 @@
 """Builders on other machines: a Dask cluster compiles candidates by the code that compiles here.
 
 Each thread of each Dask worker owns a warm process of ours, so that there, too, a build has a time
-limit and may crash. A library comes back as bytes. Where a builder's machine also has a board on
-it, its builds wait for that board's timings, by the lock that all of tvmsep shares on a host.
+limit and may crash. A library comes back as bytes. Builds wait for timings that tvmsep makes from
+the same machine, by the lock that all of it shares on a host. They know nothing of a board that
+another machine times: a board is no place for a builder.
 
 A Dask scheduler has no password: whoever reaches its port runs code on all its workers.
 """
@@ -10,6 +11,7 @@ A Dask scheduler has no password: whoever reaches its port runs code on all its 
 from __future__ import annotations
 
 import atexit
+import contextlib
 import queue
 import socket
 import struct
@@ -70,7 +72,7 @@ class Cluster:
             raise BoardError(
                 f"--builders {address} needs Dask: pip install 'tvmsep[dask]'"
             ) from exc
-        self.address, self._lock_timeout_s = address, lock_timeout_s
+        self.address, self._lock_timeout_s, self._count = address, lock_timeout_s, 1
         try:
             _probe(address)
             self._client = Client(address, timeout=CONNECT_S, set_as_default=False)
@@ -96,7 +98,7 @@ class Cluster:
         ours = versions()
         asked = {
             name: self._client.submit(versions, workers=[name], pure=False)
-            for name in self._client.nthreads()
+            for name in self._threads()
         }
         for name, future in asked.items():
             try:
@@ -113,12 +115,18 @@ class Cluster:
                         f"{version}; install the same on both"
                     )
 
+    def _threads(self) -> dict[str, int]:
+        """Threads by worker; Dask's own `nthreads` waits for ever where the scheduler hangs."""
+        found = self._client.sync(self._client.scheduler.ncores, callback_timeout=CONNECT_S)
+        return {str(name): int(n) for name, n in found.items()}
+
     @property
     def count(self) -> int:
-        """How many candidates it compiles at one time, at least one."""
-        if self._client.status != "running":
-            return 1
-        return max(1, sum(map(int, self._client.nthreads().values())))
+        """How many candidates it compiles at one time, at least one; the last known number."""
+        if self._client.status == "running":
+            with contextlib.suppress(Exception):  # `build` says what is wrong
+                self._count = max(1, sum(self._threads().values()))
+        return self._count
 
     def build(
         self,
@@ -158,12 +166,12 @@ class Cluster:
                 done.get(timeout=POLL_S)
                 count -= 1
             except queue.Empty:
-                if self._client.status != "running":
-                    raise BuildersLost("its scheduler hung up") from None
-                if not self._client.nthreads():
-                    raise BuildersLost("it has no worker any more") from None
                 if time.monotonic() > deadline:
                     raise BuildersLost("no answer in time") from None
+                if self._client.status != "running":
+                    raise BuildersLost("its scheduler hung up") from None
+                if not self._threads():
+                    raise BuildersLost("it has no worker any more") from None
 
     @staticmethod
     def _answer(future: Any, outdir: Path) -> Built | Failed:

@@ -92,6 +92,8 @@ class Dispatch:
         self._closed = self._met = False
         self._polled = place is None
         self._up_at = time.monotonic()
+        self._told: set[str] = set()
+        """Boards that may believe they are left out."""
         self._reference: Callable[[Slot], float] | None = None
         self.roster = Roster()
         self._add()
@@ -293,14 +295,18 @@ class Dispatch:
             with self._cond:
                 self.roster.measured(name, slot.board.cpu, flops)
                 self._cond.notify_all()
-            slot.quarantine("")
+            self._told.add(name)  # by an earlier run, perhaps
         with self._cond:
             why = self._out(lane)
         if why:
+            self._told.add(name)
             slot.quarantine(why)
             slot.drop()
             return f"board {name} is left out: {why}"
-        return ""
+        if name in self._told:
+            self._told.discard(name)
+            slot.quarantine("")
+        return "" if slot.connected else f"board {name} went away"
 
     def _no_session(self, lane: _Lane, why: str) -> None:
         with self._cond:

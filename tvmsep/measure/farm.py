@@ -540,7 +540,8 @@ def _time_turns(
     _renew(slot)
     try:
         with slot.timing():
-            found = slot.call(session.time_turns, jobs, turns, target, limit_s=NETWORK_TIMEOUT_S)
+            limit_s = NETWORK_TIMEOUT_S * (len(jobs) + len(turns))
+            found = slot.call(session.time_turns, jobs, turns, target, limit_s=limit_s)
     except WorkerError as exc:
         return Failed("runtime_error", str(exc), slot.board.name)
     return found  # type: ignore[no-any-return]

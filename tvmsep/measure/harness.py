@@ -13,10 +13,10 @@ threads in another way). So one repeat is
    `in_split` says its real producer divides it;
 3. clock, kernel, clock; both readings are stored as they are.
 
-The harness depends on the kernel's parameters, not on its config. It calls the kernel by the C
-symbol of its packed function, left undefined here, so that it is compiled once per task and
-linked with each candidate's object. It needs nothing from the board but libc's `clock_gettime`
-and TVM's runtime: any stock TVM RPC server can run it.
+The harness depends on how many parameters the kernel has and of which rank, not on its config nor
+on its sizes. It calls the kernel by the C symbol of its packed function, left undefined here, so
+that it is compiled once for many tasks and linked with each candidate's object. It needs nothing
+from the board but libc's `clock_gettime` and TVM's runtime: any stock TVM RPC server can run it.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ from tvmsep.compiler import clock_call, stamps_dtype
 from tvmsep.contracts import Target, Workload
 
 if TYPE_CHECKING:
-    from tvm import IRModule, tirx
+    from tvm import tirx
 
 KERNEL = "tvmsep_kernel"
 """Global symbol of every candidate's kernel."""
@@ -155,10 +155,3 @@ def source(params: Params, w: Workload, t: Target, threads: int) -> str:
         f'            out[{axes}] = T.Cast("{dtypes[-1]}", T.float32("nan"))',
     ]
     return "\n".join(text) + "\n"
-
-
-def module(params: Params, w: Workload, t: Target, threads: int) -> IRModule:
-    """The harness as TIR, ready for `tvm.tirx.build`."""
-    import tvm
-
-    return tvm.script.from_source(source(params, w, t, threads))

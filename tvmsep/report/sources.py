@@ -74,9 +74,16 @@ def read_sources(
     manifest, counts = None, None
     if bundle is not None:
         with Package(bundle) as package:
+            package.check_members()
             manifest = package.manifest
             texts = {v.threads: package.read(v.relax).decode() for v in manifest.variants}
         counts = {n: found for n, text in texts.items() if (found := kernel_counts(text))}
+        known = {w for found in counts.values() for w in found}
+        if known and trials and not known & {t.workload.key for t in trials}:
+            raise InputError(
+                f"{bundle} is of another network: the log has none of its kernels; give the bundle "
+                "that was made with it"
+            )
     read = tuple(_profile(p) for p in profiles)
     names = sorted({t.target for t in trials})
     asked = [("bundle", manifest.target.name)] if manifest else []

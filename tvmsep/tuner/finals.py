@@ -25,6 +25,7 @@ from tvmsep.contracts import Config, Trial, Workload
 from tvmsep.contracts.trial import robust_mean
 from tvmsep.measure import Built, Failed, Measured, NetworkTimes
 from tvmsep.measure.network import RUNS, WARM_RUNS
+from tvmsep.targets import host_cores
 from tvmsep.tuner.fusion import choose_plan
 from tvmsep.tuner.state import TaskState, TuneState, now, task_key
 
@@ -62,12 +63,16 @@ def expected_s(run: Run, plans: Sequence[Plan]) -> float:
         key = task_key(state.task)
         finalists = _finalists(state, by_task[key], IN_NETWORK)
         compiling += sum((key, c) not in run.built for c in finalists)
-    # The networks that are timed whole are compiled whole.
-    compiling += sum(len({s.workload for s in p.steps if s.workload is not None}) for p in plans)
     variants = sum(count for count, _ in STAGES)
     turns = sum(count * rounds for count, rounds in STAGES)
-    building = (compiling * _COMPILE_S + variants * len(plans) * _LINK_S) / _builders(run)
-    return building + sum(turns * _turn_s(run.state, p.threads) for p in plans)
+    linking_s = variants * len(plans) * _LINK_S / min(_builders(run), host_cores())
+    # A network that is timed whole is compiled by one builder: one of each thread count.
+    sizes: dict[int, int] = {}
+    for plan in plans:
+        sizes[plan.threads] = len({s.workload for s in plan.steps if s.workload is not None})
+    whole_s = sum(sizes.values()) * _COMPILE_S
+    building_s = compiling * _COMPILE_S / _builders(run) + linking_s + whole_s
+    return building_s + sum(turns * _turn_s(run.state, p.threads) for p in plans)
 
 
 def _builders(run: Run) -> int:
@@ -179,7 +184,10 @@ def _in_network(run: Run, plans: Sequence[Plan], deadline: float | None) -> str:
                 return "there was no time left to compare all of the best few inside the network"
             rounds = max(1, min(rounds, int(0.5 * left_s / (turn_s * len(plans)))))
             cost_s = (each_s + rounds * turn_s) * len(plans)
-            variants = max(1, min(variants, int(left_s / cost_s)))
+            while variants > 1:
+                if variants * cost_s + _missing_s(run, states, fields, variants) <= left_s:
+                    break
+                variants -= 1
         turns = [plan for _ in range(variants) for plan in plans]
         choices = []
         for i, plan in enumerate(turns):
@@ -210,6 +218,21 @@ def _in_network(run: Run, plans: Sequence[Plan], deadline: float | None) -> str:
         _note_whole(run.state, plans[0], answer)
         fields = {w: sorted(f, key=lambda c: _middle(times_of[w, c])) for w, f in fields.items()}
     return _whole(run, plans[0], fields) if len(plans) > 1 else ""
+
+
+def _missing_s(
+    run: Run,
+    states: Mapping[Workload, TaskState],
+    fields: Mapping[Workload, list[Config]],
+    variants: int,
+) -> float:
+    """Seconds to compile those of the first so many finalists that this run has not compiled."""
+    missing = sum(
+        (task_key(states[w].task), c) not in run.built
+        for w, configs in fields.items()
+        for c in configs[:variants]
+    )
+    return missing * _COMPILE_S / _builders(run)
 
 
 def _kernels(

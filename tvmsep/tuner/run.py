@@ -75,6 +75,8 @@ class Run:
         self.prior = prior
         self.built: dict[tuple[str, Config], Built | Failed] = {}
         self._hopes: dict[str, float] = {}
+        self._shares: dict[str, float] = {}
+        self._priors: dict[str, list[Trial]] = {}
         self._notes = 0
         board = farm.connect()
         self.board, self.cpu = board.name, board.cpu
@@ -168,7 +170,7 @@ class Run:
 
     def taught(self, template: str) -> bool:
         """Whether earlier logs let the model rank configs of tasks that were never measured."""
-        return self.strategy == "xgboost" and any(t.template == template for t in self.prior)
+        return self.strategy == "xgboost" and bool(self._prior_of(template))
 
     def hope_s(self, state: TaskState) -> float:
         """Seconds of the network that the first batch of a task may save, by earlier logs.
@@ -190,12 +192,22 @@ class Run:
 
     def _share(self, template: str) -> float:
         """Median share of the FMA peak that earlier logs' best configs of a template reached."""
-        best: dict[str, float] = {}
-        for t in self.prior:
-            if t.template == template and t.phase == "search" and t.times_s:
-                share = t.workload.flops / (t.median_s * t.threads * self._peak)
-                best[t.task_key] = max(best.get(t.task_key, 0.0), share)
-        return float(np.median([*best.values()] or [1.0])) or 1.0
+        if template not in self._shares:
+            best: dict[str, float] = {}
+            for t in self._prior_of(template):
+                if t.phase == "search" and t.times_s and t.target == self.target.name:
+                    share = t.workload.flops / (t.median_s * t.threads * self._peak)
+                    best[t.task_key] = max(best.get(t.task_key, 0.0), share)
+            self._shares[template] = float(np.median([*best.values()] or [1.0])) or 1.0
+        return self._shares[template]
+
+    def _prior_of(self, template: str) -> list[Trial]:
+        if template not in self._priors:
+            version = TEMPLATES[template].version
+            self._priors[template] = [
+                t for t in self.prior if (t.template, t.template_version) == (template, version)
+            ]
+        return self._priors[template]
 
     def build(self, task: Task, configs: Sequence[Config]) -> list[Built | Failed]:
         """Compile what this run has not compiled yet."""

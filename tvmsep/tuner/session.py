@@ -35,6 +35,8 @@ FIRST_BATCH_TAUGHT = 3
 """The same where earlier logs have taught the cost model: the default and its two favourites."""
 PLATEAU_GAIN = 0.003
 PLATEAU_TRIALS = 160
+RESERVE = 0.35
+"""Share of the budget that measuring the best again may take."""
 MAX_BATCHES = 4
 """Batches that are measured as one where there are so many boards or more."""
 
@@ -87,8 +89,10 @@ def tune_tasks(
         """Whether what is left of the budget is needed for measuring the best again."""
         if budget_s is None:
             return False
-        reserve_s = min(finals.expected_s(run, plans), 0.35 * budget_s)
-        return time.monotonic() >= started + budget_s - reserve_s
+        now, most_s = time.monotonic(), RESERVE * budget_s
+        if now < started + budget_s - most_s:
+            return False
+        return now >= started + budget_s - min(finals.expected_s(run, plans), most_s)
 
     try:
         reason = _search(run, over)
@@ -144,7 +148,8 @@ def _choose_some(run: Run, over: Callable[[], bool]) -> tuple[str, list[_Choice]
     chosen: list[_Choice] = []
     while choice is not None:
         chosen.append(choice)
-        if choice[0].trials or sum(len(configs) for _, configs in chosen) >= BATCH:
+        size = sum(len(configs) for _, configs in chosen)
+        if choice[0].trials or size >= max(BATCH, run.farm.builders):
             break
         _, choice = _choose(run, over, [state for state, _ in chosen], first=True)
     return reason, chosen
