@@ -170,3 +170,5 @@ def test_a_log_that_is_no_file_is_not_read(tmp_path: Path) -> None:
     os.mkfifo(pipe)
     with pytest.raises(TvmsepError, match="is no file"):
         tvmsep.build(SMALL, out=tmp_path / "x.tvmsep", threads=[1], logs=[pipe])
+    with pytest.raises(TvmsepError, match="is no file"):
+        tvmsep.tune(SMALL, out=tmp_path / "x.tvmsep", threads=[1], log=pipe)

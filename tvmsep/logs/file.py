@@ -33,10 +33,15 @@ def _is_torn(line: bytes) -> bool:
     return any(line.startswith(s) or s.startswith(line) for s in _STARTS)
 
 
+def _check_regular(path: Path) -> None:
+    """A device or a pipe would be read for ever."""
+    if path.exists() and not path.is_file():
+        raise LogError(f"{path} is no file: give a tuning log, or a bundle")
+
+
 def _lines(path: Path) -> list[bytes]:
+    _check_regular(path)
     try:
-        if path.exists() and not path.is_file():
-            raise LogError(f"{path} is no file: give a tuning log, or a bundle")
         if zipfile.is_zipfile(path):
             with zipfile.ZipFile(path) as bundle:
                 return bundle.read("log.jsonl").splitlines(keepends=True)
@@ -108,6 +113,7 @@ class LogFile:
         self._target, self._measured, self._say = target, measured, say
         self._file: BinaryIO | None = None
         try:
+            _check_regular(self.path)
             if self.path.exists():
                 self._open()
             else:
