@@ -276,7 +276,7 @@ def test_logs_that_are_none(tuned: Path, models: Path, tmp_path: Path) -> None:
         refused(verb, MODEL, "--log", "notes.txt", "-o", "o", cwd=tmp_path,
                 says=["notes.txt, line 1: not a trial"])  # fmt: skip
         refused(verb, MODEL, "--log", "folder", "-o", "o", cwd=tmp_path,
-                says=["folder", "Is a directory"])  # fmt: skip
+                says=["folder", "is no file"])  # fmt: skip
     assert (tmp_path / "notes.txt").read_text() == "no newline"
 
 

@@ -238,6 +238,8 @@ class Dispatch:
                     self._no_session(lane, why)
                     continue
                 with self._cond:
+                    if self._out(lane):
+                        continue  # the boards of its kind were chosen meanwhile
                     self._met, lane.tries, lane.why = True, 0, ""
                     self._up_at = time.monotonic()
                     job = self._take(lane)
