@@ -65,7 +65,7 @@ def expected_s(run: Run, plans: Sequence[Plan]) -> float:
         compiling += sum((key, c) not in run.built for c in finalists)
     variants = sum(count for count, _ in STAGES)
     turns = sum(count * rounds for count, rounds in STAGES)
-    linking_s = variants * len(plans) * _LINK_S / min(_builders(run), host_cores())
+    linking_s = variants * len(plans) * _LINK_S / _linkers(run)
     # A network that is timed whole is compiled by one builder: one of each thread count.
     sizes: dict[int, int] = {}
     for plan in plans:
@@ -77,6 +77,11 @@ def expected_s(run: Run, plans: Sequence[Plan]) -> float:
 
 def _builders(run: Run) -> int:
     return max(1, run.farm.builders)
+
+
+def _linkers(run: Run) -> int:
+    """Networks are linked on this host, wherever candidates are compiled."""
+    return min(_builders(run), host_cores())
 
 
 def _turn_s(state: TuneState, threads: int) -> float:
@@ -175,7 +180,7 @@ def _in_network(run: Run, plans: Sequence[Plan], deadline: float | None) -> str:
     if not fields:
         return ""
     turn_s = _turn_s(run.state, threads)
-    each_s = _LINK_S / _builders(run)
+    each_s = _LINK_S / _linkers(run)
     for count, rounds in STAGES:
         variants = min(count, max(map(len, fields.values())))
         if deadline is not None:
