@@ -39,21 +39,14 @@ def expected(x: np.ndarray) -> np.ndarray:
 
 def compile_to(folder: Path, name: str, make: Callable[[Any], None], target: Target) -> Path:
     """A Relax module made by `make(block_builder)`, compiled and linked as bundles have it."""
-    import tvm
     from tvm import relax
 
-    from tvmsep.codegen.link import link_shared
+    from tvmsep.compiler.compile import compile_library, lower
 
     builder = relax.BlockBuilder()
     make(builder)
-    executable = relax.build(builder.get(), target=tvm.target.Target(target.tvm_dict()))
     path = folder / f"{name}.so"
-
-    def link(out: str, objects: list[str], **_: Any) -> None:
-        link_shared([Path(o) for o in objects], Path(out), target)
-
-    link.output_format = "so"  # type: ignore[attr-defined]
-    executable.export_library(str(path), fcompile=link)
+    path.write_bytes(compile_library(lower(builder.get(), target), target))
     return path
 
 
@@ -64,7 +57,7 @@ def affine(builder: Any) -> None:
         return relax.Var(name, relax.TensorType(shape, "float32"))
 
     x, odd, w, b = var("x", 1, 3, 16, 16), var("odd", 5), var("w", 768, 10), var("b", 10)
-    with builder.function("main", [x, odd, w, b]):
+    with builder.function("main", [x, odd, w, b], attrs={"num_input": 1}):
         with builder.dataflow():
             flat = builder.emit(relax.op.reshape(x, (1, 768)))
             y = builder.emit(relax.op.add(relax.op.matmul(flat, w), b))
@@ -78,7 +71,7 @@ def two_by_two(builder: Any) -> None:
     x = relax.Var("x", relax.TensorType((2, 3), "float32"))
     n = relax.Var("n", relax.TensorType((4,), "int32"))
     k = relax.Var("k", relax.TensorType((4,), "int32"))
-    with builder.function("main", [x, n, k]):
+    with builder.function("main", [x, n, k], attrs={"num_input": 2}):
         with builder.dataflow():
             doubled = builder.emit(relax.op.add(x, x))
             out = builder.emit_output(relax.Tuple([doubled, relax.op.add(n, k)]))

@@ -299,8 +299,8 @@ def _winners(bundle: str | os.PathLike[str]) -> dict[str, Best]:
 
 
 def _run(library: bytes, inputs: list[Array], weights: list[Array], threads: int) -> list[Array]:
-    """A library's outputs, on a thread of its own."""
-    from tvmsep.bundle.runtime import Network, Worker, allowed_cpus
+    """A library's outputs."""
+    from tvmsep.bundle.runtime import Network
     from tvmsep.bundle.weights import empty_aligned
 
     def aligned(array: Array) -> Array:
@@ -309,10 +309,8 @@ def _run(library: bytes, inputs: list[Array], weights: list[Array], threads: int
         return buffer
 
     bound, kept = [aligned(a) for a in inputs], [aligned(a) for a in weights]
-    worker = Worker(
-        lambda: Network(library, bound, kept, threads, allowed_cpus()), name="tvmsep layers"
-    )
+    network = Network(library, len(bound), kept, threads)
     try:
-        return list(worker.do(lambda network: network()))
+        return list(network.do(lambda loaded: loaded(*bound)))
     finally:
-        worker.close()
+        network.release()

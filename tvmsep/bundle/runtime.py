@@ -1,4 +1,4 @@
-"""TVM's runtime, and the one thread a bundle runs on.
+"""TVM's runtime, and a compiled network in it.
 
 **Only the runtime.** Calling a compiled network takes `tvm_ffi` and `libtvm_runtime`; the Python
 package `tvm` would load the 260 MB compiler. It isn't imported, only its folder is looked up, so a
@@ -6,11 +6,11 @@ program that wants the compiler imports it as usual, before or after. `tvm_ffi` 
 it is installed (seconds, 200 MB); it works without, so that one import is answered with "not
 installed" in a process that hasn't loaded torch by itself.
 
-**One thread.** TVM keeps a thread pool and its size per calling thread, sets CPU affinities of
-whoever calls first, and its VM must not be called from two threads at once. So each bundle has a
-thread of its own, on which everything of TVM happens; callers hand their arrays over and wait.
-The pool uses the CPUs that the process is allowed. Where those outnumber its threads it isn't
-pinned to the first ones, as TVM does by default: several processes would crowd on these.
+**On the caller's thread.** TVM keeps a thread pool for each thread that calls it, and pins that
+thread to a CPU. A bundle's library brings a pool of its own (`compiler/pool.c`), so the network runs
+where it is called, beside threads that belong to nobody else; handing a call to another thread and
+back would take 70 to 170 microseconds. TVM's VM must not be called from two threads at once: calls
+are done in turn.
 """
 
 from __future__ import annotations
@@ -22,22 +22,21 @@ import importlib.abc
 import importlib.metadata
 import importlib.util
 import os
-import queue
 import sys
 import tempfile
 import threading
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from types import ModuleType
-from typing import Any
+from typing import Any, TypeVar
 
 from tvmsep.bundle.elf import elf_fault
 from tvmsep.contracts import BundleError
 
-_START_TIMEOUT_S = 60.0
-_POLL_S = 1.0
-_ONE_CORE_EACH, _SHARE_CORES = -2, -3
+T = TypeVar("T")
+
 _CPU, _POOLED = 1, 2
+_THREADS = "tvmsep_threads"
 _import_lock = threading.Lock()
 
 
@@ -107,83 +106,93 @@ def allowed_cpus() -> list[int]:
     return list(range(os.cpu_count() or 1))
 
 
-def set_threads(tvm_ffi: ModuleType, threads: int, cpus: Sequence[int]) -> None:
-    """Give the calling thread, which must be new to TVM, a pool of exactly `threads`."""
-    configure = tvm_ffi.get_global_func("runtime.config_threadpool")
-    names = [str(cpu) for cpu in cpus]
-    # The first call makes the pool, as large as its list is long.
-    spread = [names[i % len(names)] for i in range(threads)]
-    configure(_ONE_CORE_EACH, threads, spread)
-    if 1 < threads < len(cpus):
-        configure(_SHARE_CORES, threads, names)
-    if hasattr(os, "sched_setaffinity"):
-        # TVM lets the calling thread, which works too, float: it can come to rest on the CPU of a
-        # worker, and both take twice as long. With a CPU for each, it gets the one that is left.
-        os.sched_setaffinity(0, cpus[:1] if 1 < threads == len(cpus) else cpus)
-    if (got := tvm_ffi.get_global_func("runtime.NumThreads")()) != threads:
-        raise BundleError(f"TVM runs {got} threads where {threads} were asked for")
-
-
 class Network:
-    """A compiled network bound to its weights; lives and dies on one thread.
+    """A compiled network with its weights and its threads. Any thread may call it.
 
     Args:
-        library: the shared library, a Relax VM executable.
-        inputs: one 64-byte aligned array per input, into which callers' data is copied.
+        library: the shared library, a Relax VM executable that was linked with the pool.
+        inputs: how many inputs it takes, before its weights.
         weights: 64-byte aligned arrays in call order.
-        threads: pool size.
-        cpus: where the pool may run.
+        threads: how many work on a call, the caller's included.
 
     Raises:
         BundleError: the library doesn't load, or doesn't take these parameters.
     """
 
     def __init__(
-        self,
-        library: bytes,
-        inputs: Sequence[Any],
-        weights: Sequence[Any],
-        threads: int,
-        cpus: Sequence[int],
+        self, library: bytes, inputs: int, weights: Sequence[Any], threads: int
     ) -> None:
         tvm_ffi = load_runtime()
-        set_threads(tvm_ffi, threads, cpus)
         self._ffi = tvm_ffi
+        self._pid = os.getpid()
+        self._lock = threading.Lock()
         self._module = _load_library_bytes(tvm_ffi, library)
+        self._vm = self._run = None
         try:
-            self._vm = self._module["vm_load_executable"]()
-            self._vm["vm_initialization"](_CPU, 0, _POOLED)
-            arity = self._vm["get_function_arity"]("main")
-            if arity != len(inputs) + len(weights):
+            self._set_threads = self._module.get_function(_THREADS, query_imports=True)
+        except AttributeError as error:
+            raise BundleError(
+                "its library has no threads of its own: an earlier tvmsep built it; build it again"
+            ) from error
+        try:
+            vm = self._module["vm_load_executable"]()
+            vm["vm_initialization"](_CPU, 0, _POOLED)
+            arity = vm["get_function_arity"]("main")
+            if arity != inputs + len(weights):
                 raise BundleError(
-                    f"its library takes {arity} parameters, the manifest lists {len(inputs)} "
+                    f"its library takes {arity} parameters, the manifest lists {inputs} "
                     f"inputs and {len(weights)} weights"
                 )
-            arguments = [tvm_ffi.from_dlpack(a) for a in (*inputs, *weights)]
-            self._vm["save_function"]("main", "tvmsep_bound", 1, *arguments)
-            self.inputs = inputs
-            self._run = self._vm["tvmsep_bound"]
+            self._weights = tuple(map(tvm_ffi.from_dlpack, weights))
+            self._set_threads(threads)
+            self._vm, self._run = vm, vm["main"]
         except (AttributeError, RuntimeError, ValueError, TypeError) as error:
             raise BundleError(f"its library is no Relax executable: {error}") from error
 
-    def __call__(self) -> tuple[Any, ...]:
-        """Run on what `inputs` hold; the outputs are new NumPy arrays."""
+    def do(self, job: Callable[[Network], T]) -> T:
+        """Do something with the network while no other thread does.
+
+        Raises:
+            BundleError: released, or loaded before a fork.
+        """
+        if os.getpid() != self._pid:
+            raise BundleError(
+                "this bundle was loaded before the process forked, and its threads stayed behind; "
+                "load it in the child"
+            )
+        with self._lock:
+            if self._run is None:
+                raise BundleError("this bundle is closed; load it again")
+            return job(self)
+
+    def __call__(self, *arrays: Any) -> tuple[Any, ...]:
+        """Run on C-contiguous NumPy arrays, which are not copied; the outputs are new ones."""
         import numpy as np
 
-        result = self.run()
+        result = self.run(self.take(arrays))
         parts = (result,) if isinstance(result, self._ffi.Tensor) else tuple(result)
         return tuple(np.array(np.from_dlpack(part)) for part in parts)
 
-    def run(self) -> Any:
-        """Run and leave the outputs in TVM's memory."""
-        return self._run()
+    def take(self, arrays: Sequence[Any]) -> tuple[Any, ...]:
+        """The arrays as TVM sees them, in the same memory."""
+        return tuple(map(self._ffi.from_dlpack, arrays))
+
+    def run(self, tensors: Sequence[Any]) -> Any:
+        """Run on what `take` gave and leave the outputs in TVM's memory."""
+        assert self._run is not None
+        return self._run(*tensors, *self._weights)
 
     def release(self) -> None:
-        """Give back TVM's memory and unload the library."""
-        clear = self._ffi.get_global_func("vm.builtin.memory_manager.clear")
-        self._run = self._vm = self._module = None
-        self.inputs = ()
-        clear()
+        """End the threads, give back TVM's memory and unload the library; once the call is done."""
+        if os.getpid() != self._pid:
+            return
+        with self._lock:
+            if self._run is None:
+                return
+            self._set_threads(0)
+            self._run = self._vm = self._set_threads = self._module = None
+            self._weights = ()
+            self._ffi.get_global_func("vm.builtin.memory_manager.clear")()
 
 
 def _load_library_bytes(tvm_ffi: ModuleType, library: bytes) -> Any:
@@ -205,95 +214,3 @@ def _load_library_bytes(tvm_ffi: ModuleType, library: bytes) -> Any:
             f"its library cannot be loaded: {error}; if {tempfile.gettempdir()} is mounted "
             "noexec, set TMPDIR to another folder"
         ) from error
-
-
-class _Job:
-    """Something to do on a worker's thread, and how to wait for it. The first makes the network."""
-
-    def __init__(self, do: Callable[[Any], Any]) -> None:
-        self.do = do
-        self.done = threading.Lock()
-        self.done.acquire()
-        self.result: Any = None
-        self.error: BaseException | None = None
-
-
-class Worker:
-    """A thread that owns a `Network` and does jobs on it in turn.
-
-    Args:
-        make: makes the network; called on the thread.
-        name: the thread's name.
-
-    Raises:
-        BundleError: what `make` raised, or that it took over a minute.
-    """
-
-    def __init__(self, make: Callable[[], Network], name: str) -> None:
-        self._jobs: queue.SimpleQueue[_Job | None] = queue.SimpleQueue()
-        self._lock = threading.Lock()
-        self._closed = False
-        self._pid = os.getpid()
-        ready = _Job(lambda _: make())
-        self._jobs.put(ready)
-        self._thread = threading.Thread(target=_work, args=(self._jobs,), name=name, daemon=True)
-        self._thread.start()
-        if not ready.done.acquire(timeout=_START_TIMEOUT_S):
-            self.close()
-            raise BundleError(f"its library did not load within {_START_TIMEOUT_S:.0f} s")
-        if ready.error is not None:
-            raise ready.error
-
-    def do(self, job: Callable[[Network], Any]) -> Any:
-        """Queue a job and wait for its result; any thread may call.
-
-        Raises:
-            BundleError: closed, or loaded before a fork.
-        """
-        if os.getpid() != self._pid:
-            raise BundleError(
-                "this bundle was loaded before the process forked, and its thread stayed behind; "
-                "load it in the child"
-            )
-        entry = _Job(job)
-        with self._lock:
-            if self._closed:
-                raise BundleError("this bundle is closed; load it again")
-            self._jobs.put(entry)
-        while not entry.done.acquire(timeout=_POLL_S):
-            if not self._thread.is_alive() and not entry.done.acquire(timeout=_POLL_S):
-                raise BundleError("the bundle's thread ended; load it again")
-        if entry.error is not None:
-            raise entry.error
-        return entry.result
-
-    def close(self, timeout_s: float = 10.0) -> None:
-        """Let queued jobs finish, then end the thread; waits at most `timeout_s`."""
-        if os.getpid() != self._pid:
-            return
-        with self._lock:
-            if not self._closed:
-                self._closed = True
-                self._jobs.put(None)
-        if threading.current_thread() is not self._thread:
-            self._thread.join(timeout_s)
-
-
-def _work(jobs: queue.SimpleQueue[_Job | None]) -> None:
-    """Body of a worker's thread: knows the queue alone, so an abandoned bundle can be freed."""
-    network: Network | None = None
-    while (job := jobs.get()) is not None:
-        try:
-            if network is None:
-                network = job.do(None)
-            else:
-                job.result = job.do(network)
-        except BaseException as error:  # handed to the caller, who raises it
-            job.error = error
-            if network is None:
-                return
-        finally:
-            job.done.release()
-            del job
-    if network is not None:
-        network.release()

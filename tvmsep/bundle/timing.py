@@ -12,8 +12,8 @@ from tvmsep.bundle.load import Bundle
 from tvmsep.contracts import InputError
 
 _ROUNDS = 5
-_SETTLE_S = 0.25
-"""TVM's idle threads spin for a while before they sleep: the next bundle waits for that."""
+_SETTLE_S = 0.01
+"""Idle threads look for work for half a millisecond: the next bundle waits for that."""
 
 
 class BenchResult(msgspec.Struct, frozen=True, kw_only=True):

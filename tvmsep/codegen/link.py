@@ -1,11 +1,12 @@
-"""Linking with the LLD that the `ziglang` wheel carries: no system compiler, any target."""
+"""Linking, and what little C there is, by the `ziglang` wheel: no system compiler, any target."""
 
 from __future__ import annotations
 
 import os
 import subprocess
 import sys
-from collections.abc import Sequence
+import tempfile
+from collections.abc import Mapping, Sequence
 from functools import cache
 from importlib import util
 from pathlib import Path
@@ -49,9 +50,35 @@ def link_shared(objects: Sequence[Path], out: Path, t: Target) -> None:
         command = [_zig(), "ld64.lld", "-dylib", "-undefined", "dynamic_lookup"]
     else:
         command = [_zig(), "ld.lld", "-shared", "--hash-style=gnu", "--build-id=none"]
-    command += ["-o", str(out), *map(str, objects)]
+    _run([*command, "-o", str(out), *map(str, objects)], dict(os.environ))
+
+
+@cache
+def compile_c(source: Path, triple: str) -> bytes:
+    """The object file of a C file of ours for LLVM's `triple`; equal on every machine.
+
+    Raises:
+        LinkRefused: with what the compiler said, or that it took too long.
+        LinkError: there is no compiler.
+    """
+    machine, _, *system = triple.split("-")  # zig's triples have no vendor
+    with tempfile.TemporaryDirectory(prefix="tvmsep-") as folder:
+        out = Path(folder) / "out.o"
+        flags = ["-c", "-O2", "-g0", "-fPIC", "-fvisibility=hidden", "-Wall", "-Wextra", "-Werror"]
+        caches = {"ZIG_GLOBAL_CACHE_DIR": folder, "ZIG_LOCAL_CACHE_DIR": folder}
+        _run(
+            [_zig(), "cc", *flags, "-target", "-".join([machine, *system])]
+            + [str(source), "-o", str(out)],
+            {**os.environ, **caches},
+        )
+        return out.read_bytes()
+
+
+def _run(command: Sequence[str], env: Mapping[str, str]) -> None:
     try:
-        done = subprocess.run(command, capture_output=True, text=True, timeout=_TIMEOUT_S)
+        done = subprocess.run(
+            command, env=env, capture_output=True, text=True, timeout=_TIMEOUT_S
+        )
     except FileNotFoundError as error:
         raise LinkError(f"linker {command[0]!r} not found") from error
     except subprocess.TimeoutExpired as error:

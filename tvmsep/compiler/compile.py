@@ -8,12 +8,16 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from tvmsep.codegen import link_shared
+from tvmsep.codegen import compile_c, link_shared
 from tvmsep.compiler.fallback import schedule_rest
+from tvmsep.compiler.unaligned import accept_unaligned_inputs
 from tvmsep.contracts import ModelError, Target
 
 if TYPE_CHECKING:
     from tvm import IRModule
+
+
+_POOL = Path(__file__).with_name("pool.c")
 
 
 def lower(mod: IRModule, target: Target) -> IRModule:
@@ -34,7 +38,7 @@ def lower(mod: IRModule, target: Target) -> IRModule:
         _check_legal(mod)
         mod = run(mod, rt.AnnotateTIROpPattern(), rt.FuseOps(), rt.FuseTIR())
         mod = run(mod, rt.RewriteDataflowReshape(), rt.DeadCodeElimination())
-        mod = schedule_rest(mod, target)
+        mod = accept_unaligned_inputs(schedule_rest(mod, target))
         return run(
             mod,
             rt.ToNonDataflow(),
@@ -78,7 +82,7 @@ def peak_bytes(lowered: IRModule) -> int:
 
 
 def compile_library(lowered: IRModule, target: Target, kernels: Sequence[Path] = ()) -> bytes:
-    """Compile a lowered module and link it; returns the shared library.
+    """Compile a lowered module and link it with a pool of threads; returns the shared library.
 
     Args:
         lowered: what `lower` made.
@@ -95,10 +99,11 @@ def compile_library(lowered: IRModule, target: Target, kernels: Sequence[Path] =
         lowered, tvm.target.Target(target.tvm_dict()), relax_pipeline=None, tir_pipeline="s_tir"
     )
     with tempfile.TemporaryDirectory(prefix="tvmsep-") as folder:
-        out = Path(folder) / "lib.so"
+        out, pool = Path(folder) / "lib.so", Path(folder) / "pool.o"
+        pool.write_bytes(compile_c(_POOL, target.triple))
 
         def link(output: str, objects: list[str], **_: Any) -> None:
-            link_shared([*map(Path, objects), *kernels], Path(output), target)
+            link_shared([*map(Path, objects), *kernels, pool], Path(output), target)
 
         link.output_format = "so"  # type: ignore[attr-defined]
         ex.export_library(str(out), fcompile=link, workspace_dir=folder)
