@@ -17,7 +17,7 @@
 #include <time.h>
 
 enum { LINE = 128, LOOKS = 64, MOST_THREADS = 4096 };
-static const int64_t WATCH_NS = 500000;
+static const int64_t WATCH_NS = 500000, ALONE_NS = 20000;
 
 /* TVM's ABI: tvm/runtime/c_backend_api.h, tvm/ffi/c_api.h. */
 typedef struct {
@@ -105,6 +105,7 @@ static uint32_t next_launch(uint32_t seen) {
     if (looks % LOOKS) continue;
     int64_t at = now_ns();
     if (!since) since = at;
+    if (at - since > ALONE_NS) sched_yield(); /* where threads outnumber CPUs, somebody waits */
     if (at - since < WATCH_NS) continue;
     atomic_fetch_add(&pool.sleepers, 1);
     while (atomic_load(&pool.launch) == seen) sleep_until_other(seen);
@@ -154,7 +155,7 @@ static int launch(Share share, void* data, int tasks) {
   for (int32_t i = 0; i < pool.threads - 1; i++)
     for (uint32_t looks = 1;
          atomic_load_explicit(&pool.workers[i].done, memory_order_acquire) != now; looks++)
-      if (looks % (1 << 14)) relax();
+      if (looks % 1024) relax();
       else sched_yield(); /* its CPU may be ours */
   int failed = atomic_load_explicit(&pool.failed, memory_order_relaxed);
   atomic_flag_clear_explicit(&pool.busy, memory_order_release);
