@@ -2,6 +2,7 @@
 
 Pattern
     out[n, ob, p, o] = epilogue(sum over ic of x[n, ic // bi, p, ic % bi] * w[ob, ic, o])
+    where a squeeze-and-excite block ends, x[n, ic, p] stands for x[n, ic, p] * scale[n, ic]
 
 Strategy
     1. Tile `tile_p` pixels by `tile_oc` output blocks: that many vector accumulators.
@@ -17,6 +18,8 @@ Strategy
          px.oc   parallel over chunks of pixels, inside channels outermost: each thread owns rows
                  and streams its weights once a chunk
          oc.px   parallel over chunks of channels, inside pixels outermost
+    5. With a scale, each chunk first writes its scaled pixels into a scratch buffer: one multiply
+       for every output block that reads them, and broadcasts still fold into the FMAs.
 
 Why it is fast
     One FMA a cycle needs `fma_latency * fma_per_cycle` independent accumulators and at most one
@@ -68,7 +71,7 @@ class Pointwise:
         return w.op == "pointwise" and w.groups == 1 and w.in_block > 0 and w.out_block > 0
 
     def compute(self, w: Workload, t: Target, c: Config) -> tirx.PrimFunc:
-        """Parameters: x `in_shape`, w `[ob, ic padded, o]`, bias, residual, out `out_shape`."""
+        """Parameters: x `in_shape`, w `[ob, ic padded, o]`, bias, residual, scale, `out_shape`."""
         from tvm import te
 
         bi, pixels = w.in_block, w.oh * w.ow
@@ -83,11 +86,17 @@ class Pointwise:
                 return p
             return te.div(p, w.ow) * (w.sh * w.iw) + te.indexmod(p, w.ow) * w.sw
 
+        scale, read = None, x
+        if w.scaled:
+            scale = te.placeholder((w.n, w.in_blocks, 1, bi), name="scale")
+            read = te.compute(
+                w.in_shape, lambda n, cb, p, i: x[n, cb, p, i] * scale[n, cb, 0, i], name="scaled"
+            )
         shape = (w.n, w.out_blocks, pixels, w.out_block)
         acc = te.compute(
             shape,
             lambda n, ob, p, o: te.sum(
-                x[n, io, source(p), ii] * wt[ob, io * bi + ii, o], axis=[io, ii]
+                read[n, io, source(p), ii] * wt[ob, io * bi + ii, o], axis=[io, ii]
             ),
             name="acc",
         )
@@ -101,11 +110,11 @@ class Pointwise:
             ),
             name="out",
         )
-        return prim_func([x, wt, bias, res, out])
+        return prim_func([x, wt, bias, res, scale, out])
 
     def space(self, w: Workload, t: Target, threads: int) -> Space:
         """Register tiles that fit, walked in every order that keeps the layout's split."""
-        loops = _LOOPS[w.out_split] if threads > 1 else (*_LOOPS["rows"], *_LOOPS["channels"])
+        loops = _loops(w, threads)
         run = _pixel_run(w)
         tile_p = divisors(run, t.vector_registers)
         tile_oc = divisors(w.out_blocks, 6)
@@ -122,6 +131,8 @@ class Pointwise:
             if c["loop"] in ("px", "oc"):
                 return bool(c["chunks"] == 1)
             split, chunks = (px if c["loop"] == "px.oc" else oc), int(c["chunks"])
+            if w.scaled and not _near(w, t, c["loop"], chunks) and chunks != split:
+                return False
             return split % chunks == 0 and (chunks >= threads or chunks == split)
 
         chunk_domain = sorted(
@@ -160,6 +171,8 @@ class Pointwise:
             for o in divisors(w.out_blocks, 6)
             if _fits(t, p, o)
         ]
+        if w.scaled:
+            return self._scaled_default(w, t, threads, {po: cost(*po)[0] for po in tiles})
         tile_p, tile_oc = min(tiles, key=lambda po: cost(*po))
         weights = 4 * w.in_blocks * w.in_block * w.out_blocks * w.out_block
         rows = w.out_split == "rows" if threads > 1 else weights <= t.l2_bytes // 2
@@ -171,6 +184,24 @@ class Pointwise:
             unroll=1,
         )
 
+    def _scaled_default(
+        self, w: Workload, t: Target, threads: int, costs: Mapping[tuple[int, int], float]
+    ) -> Config:
+        """The best tile that leaves even chunks, each with its scaled pixels near."""
+        loop = _loops(w, threads)[0]
+
+        def worth(tile: tuple[int, int], chunks: int) -> tuple[float, ...]:
+            waste = -(-w.n * chunks // threads) * threads / (w.n * chunks)
+            return (costs[tile] * waste, not _near(w, t, loop, chunks), chunks)
+
+        choices = []
+        for p, o in costs:
+            split = w.oh * w.ow // p if loop == "px.oc" else w.out_blocks // o
+            counts = [c for c in divisors(split) if c <= 8 * threads or c == split]
+            choices += [((p, o), c) for c in counts if c >= threads or c == split]
+        (tile_p, tile_oc), chunks = min(choices, key=lambda choice: worth(*choice))
+        return Config(tile_p=tile_p, tile_oc=tile_oc, loop=loop, chunks=chunks, unroll=1)
+
     def apply(self, sch: s_tir.Schedule, w: Workload, t: Target, c: Config) -> None:
         """The docstring's steps, in s_tir primitives."""
         acc, out = sch.get_sblock("acc"), sch.get_sblock("out")
@@ -180,20 +211,22 @@ class Pointwise:
         match c["loop"]:  # 4. walk the tiles
             case "px":
                 sch.reorder(n, po, oo, oi, pi, o)
-                at = sch.fuse(n, po, oo)
+                chunk = at = sch.fuse(n, po, oo)
                 sch.parallel(at)
             case "oc":
                 sch.reorder(n, oo, po, oi, pi, o)
-                at = sch.fuse(n, oo, po)
+                chunk = at = sch.fuse(n, oo, po)
                 sch.parallel(at)
             case "px.oc":
                 pc, at = sch.split(po, [c.int("chunks"), None])
                 sch.reorder(n, pc, oo, at, oi, pi, o)
-                sch.parallel(sch.fuse(n, pc))
+                chunk = sch.fuse(n, pc)
+                sch.parallel(chunk)
             case _:
                 oc, at = sch.split(oo, [c.int("chunks"), None])
                 sch.reorder(n, oc, po, at, oi, pi, o)
-                sch.parallel(sch.fuse(n, oc))
+                chunk = sch.fuse(n, oc)
+                sch.parallel(chunk)
         tile_p, tile_oc = c.int("tile_p"), c.int("tile_oc")
         crowded = (tile_p + 1) * (tile_oc + 1) > t.vector_registers
         register_tile(  # 1. and 2.
@@ -201,6 +234,22 @@ class Pointwise:
             pixels_first=crowded and not t.broadcast_operand,
         )  # fmt: skip
         finish_tile(sch, (oi, pi), o)  # 3.
+        if w.scaled:  # 5.
+            scaled = sch.get_sblock("scaled")
+            sch.compute_at(scaled, chunk)
+            sch.vectorize(sch.get_loops(scaled)[-1])
+
+
+def _loops(w: Workload, threads: int) -> tuple[str, ...]:
+    """The orders that keep the layout's split; with a scale those that have chunks."""
+    loops = _LOOPS[w.out_split] if threads > 1 else (*_LOOPS["rows"], *_LOOPS["channels"])
+    return tuple(loop for loop in loops if "." in loop) if w.scaled else loops
+
+
+def _near(w: Workload, t: Target, loop: str, chunks: int) -> bool:
+    """Whether a chunk's scaled pixels take at most half of L2."""
+    pixels = w.ih * w.iw // (chunks if loop == "px.oc" else 1)
+    return 4 * pixels * w.in_blocks * w.in_block <= t.l2_bytes // 2
 
 
 def _fits(t: Target, tile_p: int, tile_oc: int) -> bool:

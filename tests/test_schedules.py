@@ -86,7 +86,10 @@ def workloads(draw: st.DrawFn, op: str, target: Target) -> Workload:
     oc = draw(st.sampled_from((8, 10, 16, 24)))
     if op == "pointwise":
         stride = draw(st.integers(1, 2))
-        w = replace(base, oc=oc, out_block=blocks(oc, target), sh=stride, sw=stride)
+        scaled = draw(st.booleans())
+        w = replace(
+            base, oc=oc, out_block=blocks(oc, target), sh=stride, sw=stride, scaled=scaled
+        )
     else:
         kh, kw = draw(st.integers(1, 5)), draw(st.integers(1, 5))
         dh, dw = draw(st.integers(1, 2)), draw(st.integers(1, 2))

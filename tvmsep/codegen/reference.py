@@ -37,6 +37,8 @@ def input_shapes(w: Workload) -> list[tuple[str, tuple[int, ...]]]:
         shapes.append(("bias", (w.out_blocks, w.out_block)))
     if "add" in w.epilogue:
         shapes.append(("residual", w.out_shape))
+    if w.scaled:
+        shapes.append(("scale", (w.n, w.in_blocks, 1, w.in_block)))
     return shapes
 
 
@@ -114,6 +116,8 @@ def reference(w: Workload, inputs: Sequence[Array], dtype: str = "float64") -> A
     named = {n: a.astype(dtype) for (n, _), a in zip(input_shapes(w), inputs, strict=True)}
     plain = unblock(named["x"], w.ic) if w.in_block else named["x"]
     x = plain.reshape(w.n, w.ic, w.ih, w.iw)
+    if w.scaled:
+        x = x * unblock(named["scale"], w.ic)[..., None]
     match w.op:
         case "conv" | "pointwise" | "depthwise" | "dense":
             y = convolve(x, plain_weight(named["w"], w), w)

@@ -29,7 +29,7 @@ class Template(Protocol):
     def compute(self, w: Workload, t: Target, c: Config) -> tirx.PrimFunc:
         """The maths alone, in TE.
 
-        Parameters: input, weights, bias, residual (those that are present), output.
+        Parameters: input, weights, bias, residual, scale (those that are present), output.
         """
         ...
 

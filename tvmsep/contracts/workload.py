@@ -46,6 +46,8 @@ class Workload(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
     epilogue: tuple[str, ...] = ()
     mid_epilogue: tuple[str, ...] = ()
     """Only of "dwpw": what happens to the depthwise part's accumulator; never "add"."""
+    scaled: bool = False
+    """Only of "pointwise": its input is multiplied by one factor a channel, the last parameter."""
     kind: str = ""
     """Pool: "max", "avg" (padding counts), "avg_valid", "global_avg"; eltwise: see its file."""
     dtype: str = "float32"
@@ -147,6 +149,7 @@ class Workload(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
             res += out
         elif self.op == "eltwise" and self.kind == "scale":
             res += self.n * self.oc
+        res += self.n * self.ic * self.scaled
         return 4 * (self.n * self.ic * self.ih * self.iw + self.params + out + res)
 
     @property
@@ -168,6 +171,7 @@ class Workload(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
         chans = f"{self.ic}>{self.oc}" if self.ic != self.oc else f"{self.oc}"
         tail = "".join(f"+{e}" for e in self.epilogue if e != "bias")
         name = f"{self.op}:{self.kind}" if self.kind else self.op
+        kernel += "*scale" * self.scaled
         kernel += "".join(f"+{e}" for e in self.mid_epilogue if e != "bias")
         return f"{name}{kernel}{step}{batch} {self.ih}x{self.iw} {chans}{tail}"
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import defaultdict
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -95,6 +96,11 @@ class _Planner:
     def __init__(self, graph: Graph, target: Target, threads: int) -> None:
         self.graph, self.target, self.threads = graph, target, threads
         self.alias: dict[str, str] = {}
+        self.scaled: dict[str, list[str]] = {}
+        self.readers: dict[str, list[Node]] = defaultdict(list)
+        for node in graph.nodes.values():
+            for name in node.inputs:
+                self.readers[name].append(node)
         self.plan = Plan(
             [], {}, dict(graph.inputs), [], {}, {}, dict(graph.constants), threads,
             dict(graph.input_dtypes),
@@ -182,13 +188,16 @@ class _Planner:
 
     def _conv(self, node: Node) -> None:
         a, x = node.attrs, node.inputs[0]
+        factors = self.scaled.get(x)
+        if factors is not None:
+            x = factors[0]
         n, ic, ih, iw = self._image(x)
         weight: Array = a["weight"]
         oc, _, kh, kw = weight.shape
         groups = a["groups"]
         sh, sw = a["strides"]
         plain_input = not self._layout(x).block
-        direct = plain_input and ic <= 4 and groups == 1
+        direct = plain_input and ic <= 4 and groups == 1 and factors is None
         if not direct:
             x = self._blocked(x)
         in_block = 0 if direct else self._layout(x).block
@@ -206,12 +215,16 @@ class _Planner:
             base, in_split=in_split, out_split=self._split(base.oh, base.ow)
         )
         w, weight = specialise(base, weight)
+        if factors is not None:
+            w = msgspec.structs.replace(w, scaled=True)
         params = [self._param(f"{node.name}.weight", pack_weight(weight, w))]
         if a["bias"] is not None:
             params.append(self._param(f"{node.name}.bias", pack_bias(a["bias"], w)))
         inputs = [x]
         if "add" in epilogue:
             inputs.append(self._blocked(node.inputs[1]))
+        if factors is not None:
+            inputs.append(self._blocked(factors[1]))
         self._kernel(w, node.name, inputs, params, node.shape)
 
     def _pool(self, node: Node) -> None:
@@ -226,6 +239,9 @@ class _Planner:
         self._kernel(w, node.name, [x], [], node.shape)
 
     def _eltwise(self, node: Node) -> None:
+        if self._scales_a_pointwise(node):
+            self.scaled[node.name] = node.inputs
+            return
         inputs = [self._blocked(i) for i in node.inputs]
         n, c, h, w = self._image(node.inputs[0])
         layout = self._layout(inputs[0])
@@ -236,6 +252,17 @@ class _Planner:
             in_split=split, out_split=split,
         )  # fmt: skip
         self._kernel(work, node.name, inputs, [], node.shape)
+
+    def _scales_a_pointwise(self, node: Node) -> bool:
+        """The end of a squeeze-and-excite block, that a pointwise convolution alone reads."""
+        readers = self.readers[node.name]
+        if node.attrs["kind"] != "scale" or node.epilogue or node.name in self.graph.outputs:
+            return False
+        if [r.op for r in readers] != ["conv"] or readers[0].inputs.count(node.name) > 1:
+            return False
+        a, image = readers[0].attrs, self._image(node.inputs[0])
+        plain = a["groups"] == 1 and a["weight"].shape[2:] == (1, 1) and not any(a["pads"])
+        return readers[0].inputs[0] == node.name and plain and image[2] * image[3] > 1
 
     def _view(self, node: Node) -> None:
         """The same memory under another logical shape."""
