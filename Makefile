@@ -15,7 +15,7 @@ test: $(VENV)/.test
 
 # torch is large and slows every import of TVM down: the tests that need it have their own venv.
 test-torch: .venv-torch/.test
-	.venv-torch/bin/python -m pytest tests/test_frontends.py -k "torch or pt2"
+	.venv-torch/bin/python -m pytest tests/test_frontends.py tests/test_session.py -k "torch or pt2"
 
 # mypy wants an installed package that is not editable, seen from outside the root:
 # the folders `schedules` and `targets` are packages of tvmsep only once installed.

@@ -300,7 +300,7 @@ def _winners(bundle: str | os.PathLike[str]) -> dict[str, Best]:
 
 def _run(library: bytes, inputs: list[Array], weights: list[Array], threads: int) -> list[Array]:
     """A library's outputs, on a thread of its own."""
-    from tvmsep.bundle.runtime import Network, Worker, allowed_cpus
+    from tvmsep.bundle.runtime import Program, Worker, allowed_cpus, load_networks
     from tvmsep.bundle.weights import empty_aligned
 
     def aligned(array: Array) -> Array:
@@ -309,10 +309,9 @@ def _run(library: bytes, inputs: list[Array], weights: list[Array], threads: int
         return buffer
 
     bound, kept = [aligned(a) for a in inputs], [aligned(a) for a in weights]
-    worker = Worker(
-        lambda: Network(library, bound, kept, threads, allowed_cpus()), name="tvmsep layers"
-    )
+    program = Program(library, bound, kept)
+    worker = Worker(lambda: load_networks([program], threads, allowed_cpus()), name="tvmsep layers")
     try:
-        return list(worker.do(lambda network: network()))
+        return list(worker.do(lambda networks: networks[0](bound)))
     finally:
         worker.close()

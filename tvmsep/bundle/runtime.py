@@ -27,6 +27,8 @@ import sys
 import tempfile
 import threading
 from collections.abc import Callable, Sequence
+from concurrent.futures import Future
+from dataclasses import dataclass
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -38,6 +40,8 @@ _START_TIMEOUT_S = 60.0
 _POLL_S = 1.0
 _ONE_CORE_EACH, _SHARE_CORES = -2, -3
 _CPU, _POOLED = 1, 2
+_ALIGN = 64
+"""Bytes, as in `weights.py`."""
 _import_lock = threading.Lock()
 
 
@@ -124,66 +128,107 @@ def set_threads(tvm_ffi: ModuleType, threads: int, cpus: Sequence[int]) -> None:
         raise BundleError(f"TVM runs {got} threads where {threads} were asked for")
 
 
-class Network:
-    """A compiled network bound to its weights; lives and dies on one thread.
+@dataclass(frozen=True)
+class Program:
+    """A compiled network that is not loaded yet.
+
+    Attributes:
+        library: the shared library, a Relax VM executable.
+        inputs: one 64-byte aligned array per input, for callers' data that lies elsewhere.
+        weights: 64-byte aligned arrays in call order.
+    """
+
+    library: bytes
+    inputs: Sequence[Any]
+    weights: Sequence[Any]
+
+
+def load_networks(
+    programs: Sequence[Program], threads: int, cpus: Sequence[int]
+) -> tuple[Network, ...]:
+    """Load networks on the calling thread, where they live and die; it must be new to TVM.
 
     Args:
-        library: the shared library, a Relax VM executable.
-        inputs: one 64-byte aligned array per input, into which callers' data is copied.
-        weights: 64-byte aligned arrays in call order.
-        threads: pool size.
+        programs: what to load.
+        threads: size of the thread pool that they share.
         cpus: where the pool may run.
 
     Raises:
-        BundleError: the library doesn't load, or doesn't take these parameters.
+        BundleError: a library doesn't load, or doesn't take these parameters.
     """
+    tvm_ffi = load_runtime()
+    set_threads(tvm_ffi, threads, cpus)
+    return tuple(Network(tvm_ffi, program) for program in programs)
 
-    def __init__(
-        self,
-        library: bytes,
-        inputs: Sequence[Any],
-        weights: Sequence[Any],
-        threads: int,
-        cpus: Sequence[int],
-    ) -> None:
-        tvm_ffi = load_runtime()
-        set_threads(tvm_ffi, threads, cpus)
+
+def release(networks: Sequence[Network]) -> None:
+    """Unload networks and give back TVM's memory, but for outputs that somebody still holds."""
+    for network in networks:
+        network.unload()
+    load_runtime().get_global_func("vm.builtin.memory_manager.clear")()
+
+
+class Network:
+    """A compiled network bound to its weights; made by `load_networks`."""
+
+    def __init__(self, tvm_ffi: ModuleType, program: Program) -> None:
         self._ffi = tvm_ffi
-        self._module = _load_library_bytes(tvm_ffi, library)
+        self._module = _load_library_bytes(tvm_ffi, program.library)
         try:
             self._vm = self._module["vm_load_executable"]()
             self._vm["vm_initialization"](_CPU, 0, _POOLED)
             arity = self._vm["get_function_arity"]("main")
-            if arity != len(inputs) + len(weights):
+            if arity != len(program.inputs) + len(program.weights):
                 raise BundleError(
-                    f"its library takes {arity} parameters, the manifest lists {len(inputs)} "
-                    f"inputs and {len(weights)} weights"
+                    f"its library takes {arity} parameters, the manifest lists "
+                    f"{len(program.inputs)} inputs and {len(program.weights)} weights"
                 )
-            arguments = [tvm_ffi.from_dlpack(a) for a in (*inputs, *weights)]
-            self._vm["save_function"]("main", "tvmsep_bound", 1, *arguments)
-            self.inputs = inputs
-            self._run = self._vm["tvmsep_bound"]
+            weights = [tvm_ffi.from_dlpack(a) for a in program.weights]
+            self._vm["save_function"]("main", "tvmsep_bound", 1, *weights)
+            self._buffers = [(a, tvm_ffi.from_dlpack(a)) for a in program.inputs]
+            self._kept = {a.ctypes.data for a in (*program.inputs, *program.weights)}
+            self._main = self._vm["tvmsep_bound"]
         except (AttributeError, RuntimeError, ValueError, TypeError) as error:
             raise BundleError(f"its library is no Relax executable: {error}") from error
 
-    def __call__(self) -> tuple[Any, ...]:
-        """Run on what `inputs` hold; the outputs are new NumPy arrays."""
+    def __call__(self, arrays: Sequence[Any]) -> tuple[Any, ...]:
+        """Run on NumPy arrays of the right shapes; the outputs are new arrays on TVM's memory."""
         import numpy as np
 
-        result = self.run()
+        result = self._main(*self.bind(arrays))
         parts = (result,) if isinstance(result, self._ffi.Tensor) else tuple(result)
-        return tuple(np.array(np.from_dlpack(part)) for part in parts)
+        outputs, taken = [], self._kept | {a.ctypes.data for a in arrays}
+        for part in parts:
+            output = np.from_dlpack(part)
+            if output.ctypes.data in taken:  # a view, such as a reshaped input
+                output = output.copy()
+            taken.add(output.ctypes.data)
+            outputs.append(output)
+        return tuple(outputs)
 
-    def run(self) -> Any:
-        """Run and leave the outputs in TVM's memory."""
-        return self._run()
+    def bind(self, arrays: Sequence[Any]) -> list[Any]:
+        """TVM's tensors for arrays: on their own memory where kernels can read it, else copied."""
+        import numpy as np
 
-    def release(self) -> None:
-        """Give back TVM's memory and unload the library."""
-        clear = self._ffi.get_global_func("vm.builtin.memory_manager.clear")
-        self._run = self._vm = self._module = None
-        self.inputs = ()
-        clear()
+        tensors = []
+        for array, (buffer, tensor) in zip(arrays, self._buffers, strict=True):
+            flags = array.flags
+            # A read-only array has no DLPack form that TVM understands.
+            if array.ctypes.data % _ALIGN == 0 and flags.c_contiguous and flags.writeable:
+                tensors.append(self._ffi.from_dlpack(array))
+            else:
+                np.copyto(buffer, array)
+                tensors.append(tensor)
+        return tensors
+
+    def run(self, tensors: Sequence[Any]) -> Any:
+        """Run on what `bind` made and leave the outputs in TVM's memory."""
+        return self._main(*tensors)
+
+    def unload(self) -> None:
+        """Drop the library and what it holds."""
+        self._main = self._vm = self._module = None
+        self._buffers = []
 
 
 def _load_library_bytes(tvm_ffi: ModuleType, library: bytes) -> Any:
@@ -208,7 +253,7 @@ def _load_library_bytes(tvm_ffi: ModuleType, library: bytes) -> Any:
 
 
 class _Job:
-    """Something to do on a worker's thread, and how to wait for it. The first makes the network."""
+    """Something to do on a worker's thread, and how to wait for it. The first makes the networks."""
 
     def __init__(self, do: Callable[[Any], Any]) -> None:
         self.do = do
@@ -218,18 +263,21 @@ class _Job:
         self.error: BaseException | None = None
 
 
+Networks = tuple[Network, ...]
+
+
 class Worker:
-    """A thread that owns a `Network` and does jobs on it in turn.
+    """A thread that owns networks and does jobs on them in turn.
 
     Args:
-        make: makes the network; called on the thread.
+        make: makes the networks; called on the thread.
         name: the thread's name.
 
     Raises:
         BundleError: what `make` raised, or that it took over a minute.
     """
 
-    def __init__(self, make: Callable[[], Network], name: str) -> None:
+    def __init__(self, make: Callable[[], Networks], name: str) -> None:
         self._jobs: queue.SimpleQueue[_Job | None] = queue.SimpleQueue()
         self._lock = threading.Lock()
         self._closed = False
@@ -244,28 +292,50 @@ class Worker:
         if ready.error is not None:
             raise ready.error
 
-    def do(self, job: Callable[[Network], Any]) -> Any:
+    def do(self, job: Callable[[Networks], Any]) -> Any:
         """Queue a job and wait for its result; any thread may call.
 
         Raises:
             BundleError: closed, or loaded before a fork.
         """
-        if os.getpid() != self._pid:
-            raise BundleError(
-                "this bundle was loaded before the process forked, and its thread stayed behind; "
-                "load it in the child"
-            )
         entry = _Job(job)
-        with self._lock:
-            if self._closed:
-                raise BundleError("this bundle is closed; load it again")
-            self._jobs.put(entry)
+        self._queue(entry)
         while not entry.done.acquire(timeout=_POLL_S):
             if not self._thread.is_alive() and not entry.done.acquire(timeout=_POLL_S):
                 raise BundleError("the bundle's thread ended; load it again")
         if entry.error is not None:
             raise entry.error
         return entry.result
+
+    def submit(self, job: Callable[[Networks], Any]) -> Future[Any]:
+        """Queue a job; any thread may call. A future that is cancelled before its turn is skipped.
+
+        Raises:
+            BundleError: closed, or loaded before a fork.
+        """
+        future: Future[Any] = Future()
+
+        def run(networks: Networks) -> None:
+            if not future.set_running_or_notify_cancel():
+                return
+            try:
+                future.set_result(job(networks))
+            except BaseException as error:  # handed to whoever waits for the future
+                future.set_exception(error)
+
+        self._queue(_Job(run))
+        return future
+
+    def _queue(self, entry: _Job) -> None:
+        if os.getpid() != self._pid:
+            raise BundleError(
+                "this bundle was loaded before the process forked, and its thread stayed behind; "
+                "load it in the child"
+            )
+        with self._lock:
+            if self._closed:
+                raise BundleError("this bundle is closed; load it again")
+            self._jobs.put(entry)
 
     def close(self, timeout_s: float = 10.0) -> None:
         """Let queued jobs finish, then end the thread; waits at most `timeout_s`."""
@@ -281,19 +351,19 @@ class Worker:
 
 def _work(jobs: queue.SimpleQueue[_Job | None]) -> None:
     """Body of a worker's thread: knows the queue alone, so an abandoned bundle can be freed."""
-    network: Network | None = None
+    networks: Networks | None = None
     while (job := jobs.get()) is not None:
         try:
-            if network is None:
-                network = job.do(None)
+            if networks is None:
+                networks = job.do(None)
             else:
-                job.result = job.do(network)
+                job.result = job.do(networks)
         except BaseException as error:  # handed to the caller, who raises it
             job.error = error
-            if network is None:
+            if networks is None:
                 return
         finally:
             job.done.release()
             del job
-    if network is not None:
-        network.release()
+    if networks is not None:
+        release(networks)
