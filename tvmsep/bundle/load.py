@@ -237,7 +237,9 @@ class Bundle:
     def _misfit(self, arrays: Sequence[Array], at: int | None) -> str:
         several = self.manifest.specialisations
         if at is None and len(several) > 1:
-            got = ", ".join(f"{t.name} {a.shape}" for a, t in zip(arrays, several[0].inputs))
+            got = ", ".join(
+                f"{t.name} {a.shape}" for a, t in zip(arrays, several[0].inputs, strict=True)
+            )
             has = "; ".join(
                 ", ".join(f"{t.name} {t.shape}" for t in one.inputs) for one in several
             )  # fmt: skip

@@ -253,7 +253,7 @@ def _load_library_bytes(tvm_ffi: ModuleType, library: bytes) -> Any:
 
 
 class _Job:
-    """Something to do on a worker's thread, and how to wait for it. The first makes the networks."""
+    """Something to do on a worker's thread, and how to wait for it; the first makes networks."""
 
     def __init__(self, do: Callable[[Any], Any]) -> None:
         self.do = do
