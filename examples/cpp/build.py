@@ -34,8 +34,9 @@ def command(sources: list[str], out: Path) -> list[str]:
     ffi, tvm = folder("tvm_ffi"), folder("tvm")
     libraries = [ffi / "lib", tvm / "lib"]
     return [
-        sys.executable, "-m", "ziglang", "c++", "-std=c++17", "-O2", "-Wall", "-o", str(out),
-        *sources, f"-I{ffi / 'include'}", f"-DTVMSEP_TVM_VERSION=\"{version('apache-tvm')}\"",
+        sys.executable, "-m", "ziglang", "c++", "-std=c++17", "-O2", "-s", "-Wall", "-o", str(out),
+        *sources, f"-I{HERE}", f"-I{ffi / 'include'}",
+        f'-DTVMSEP_TVM_VERSION="{version("apache-tvm")}"',
         *(f"-L{p}" for p in libraries), "-ltvm_runtime", "-ltvm_ffi",
         "-Wl,-rpath,$ORIGIN", *(f"-Wl,-rpath,{p}" for p in libraries),
     ]  # fmt: skip
@@ -47,8 +48,8 @@ def main() -> int:
     parser.add_argument("sources", nargs="*", default=[str(HERE / "classify.cpp")])
     parser.add_argument("-o", "--output", type=Path, default=Path("classify"))
     parser.add_argument("--bundle-libs", action="store_true", help="copy the libraries beside it")
-    asked = parser.parse_args()
-    done = subprocess.run(command(asked.sources, asked.output))
+    asked, more = parser.parse_known_args()  # -I and the like are the compiler's
+    done = subprocess.run([*command(asked.sources, asked.output), *more])
     if asked.bundle_libs and done.returncode == 0:
         for file in (
             folder("tvm_ffi") / "lib/libtvm_ffi.so",

@@ -24,7 +24,9 @@ static std::string read(const std::string& path) {
   return text.str();
 }
 
-// Pixels [height][width][3], resized to `w` x `h` by a triangle filter, as Pillow's BILINEAR does.
+// Pixels [height][width][3], resized along one axis by a triangle filter as Pillow's BILINEAR does.
+// Pillow takes the vertical pass first where a picture is over twice as tall as wide: there values
+// may differ from Python's by one level of 255.
 struct Picture {
   int width = 0, height = 0;
   std::vector<float> pixels;
@@ -48,12 +50,12 @@ struct Picture {
       int begin = std::max(0, (int)(centre - reach + 0.5)), end = std::min(from, (int)(centre + reach + 0.5));
       std::vector<double> weight;
       for (int k = begin; k < end; k++)
-        sum += weight.emplace_back(std::max(0.0, 1 - std::abs((k + 0.5 - centre) / reach)));
+        sum += weight.emplace_back(std::max(0.0, 1 - std::abs((k - centre + 0.5) * (1 / reach))));
       for (int j = 0; j < lines; j++)
         for (int c = 0; c < 3; c++) {
-          int value = 1 << 21;  // fixed point with 22 bits, as Pillow has it: equal to the last bit
+          int value = 1 << 21;  // fixed point with 22 bits, as Pillow has it
           for (int k = begin; k < end; k++)
-            value += (int)(0.5 + weight[k - begin] / sum * (1 << 22)) * (int)pixels[j * line + k * step + c];
+            value += (int)(0.5 + weight[k - begin] * (1 / sum) * (1 << 22)) * (int)pixels[j * line + k * step + c];
           out[j * new_line + i * new_step + c] = std::clamp(value >> 22, 0, 255);
         }
     }

@@ -9,9 +9,18 @@
 #include <sched.h>
 #include <sys/mman.h>
 #include <sys/stat.h>
+#include <tvm/ffi/c_api.h>
+#include <unistd.h>
+
+// The type information of ffi::Error stays in this program: TVM's libraries, which may have another
+// C++ library, would use it for their own exceptions and crash.
+#pragma push_macro("TVM_FFI_DLL")
+#undef TVM_FFI_DLL
+#define TVM_FFI_DLL __attribute__((visibility("hidden")))
+#include <tvm/ffi/error.h>
+#pragma pop_macro("TVM_FFI_DLL")
 #include <tvm/ffi/extra/module.h>
 #include <tvm/ffi/tvm_ffi.h>
-#include <unistd.h>
 
 #include <cstdint>
 #include <cstdlib>
@@ -36,6 +45,35 @@ using Array = ffi::Array<ffi::Any>;
 
 inline ffi::Function global(const char* name) { return ffi::Function::GetGlobalRequired(name); }
 
+// Calls through TVM's C interface, across which no C++ exception passes: this program and TVM's
+// libraries may have different C++ libraries.
+inline ffi::Any call_packed(const ffi::Function& function, std::vector<ffi::AnyView> arguments) {
+  ffi::Any result;
+  auto handle = const_cast<ffi::FunctionObj*>(function.get());
+  if (!TVMFFIFunctionCall(handle, reinterpret_cast<TVMFFIAny*>(arguments.data()), arguments.size(),
+                          reinterpret_cast<TVMFFIAny*>(&result)))
+    return result;
+  TVMFFIObjectHandle error = nullptr;
+  TVMFFIErrorMoveFromRaised(&error);
+  if (!error) fail("TVM failed without a word");
+  auto message = TVMFFIErrorGetCellPtr(error)->message;
+  std::string text(message.data, message.size);
+  TVMFFIObjectDecRef(error);
+  fail(text);
+}
+
+template <typename... Arguments>
+ffi::Any call(const ffi::Function& function, const Arguments&... arguments) {
+  return call_packed(function, {ffi::AnyView(arguments)...});
+}
+
+// A function of a module.
+inline ffi::Function member(const ffi::Module& module, const char* name) {
+  auto found = call(global("ffi.ModuleGetFunction"), module, name, true).as<ffi::Function>();
+  if (!found) fail(std::string("the library has no function ") + name);
+  return *found;
+}
+
 template <typename T>
 T get(const Object& object, const char* key) {
   auto value = object.Get(ffi::String(key));
@@ -44,7 +82,9 @@ T get(const Object& object, const char* key) {
 }
 
 inline Object parse(std::string_view text) {
-  return global("ffi.json.Parse")(ffi::String(text.data(), text.size())).cast<Object>();
+  auto value = call(global("ffi.json.Parse"), ffi::String(text.data(), text.size())).as<Object>();
+  if (!value) fail("a description is no JSON object");
+  return *value;
 }
 
 // SHA-256 (FIPS 180-4) in hexadecimal.
@@ -251,8 +291,8 @@ inline void set_threads(int threads) {
   for (int i = 0; i < threads; i++) spread.push_back(std::to_string(cpus[i % cpus.size()]));
   for (int cpu : cpus) all.push_back(std::to_string(cpu));
   auto configure = global("runtime.config_threadpool");
-  configure(-2, threads, spread);
-  if (1 < threads && threads < (int)cpus.size()) configure(-3, threads, all);
+  call(configure, -2, threads, spread);
+  if (1 < threads && threads < (int)cpus.size()) call(configure, -3, threads, all);
   if (1 < threads && threads == (int)cpus.size()) {
     CPU_ZERO(&allowed);
     CPU_SET(cpus[0], &allowed);
@@ -267,24 +307,20 @@ class Network {
 
   Network(ffi::Module library, const Object& about, std::map<std::string, ffi::Tensor> pool)
       : inputs(tensors(get<Array>(about, "inputs"))), outputs(tensors(get<Array>(about, "outputs"))) {
-    auto function = global("ffi.ModuleGetFunction");
-    auto load = function(library, "vm_load_executable", true).cast<ffi::Function>();
-    auto vm = load().cast<ffi::Module>();
-    function(vm, "vm_initialization", true).cast<ffi::Function>()((int)kDLCPU, 0, 2);
+    auto vm = call(tvmsep::member(library, "vm_load_executable")).cast<ffi::Module>();
+    call(tvmsep::member(vm, "vm_initialization"), (int)kDLCPU, 0, 2);
     std::vector<ffi::AnyView> arguments = {"main", "tvmsep_bound", 1};
-    for (const auto& name : get<Array>(about, "weights"))
-      arguments.push_back(pool.at(name.cast<std::string>()));
-    ffi::Any result;
-    function(vm, "save_function", true).cast<ffi::Function>().CallPacked(
-        arguments.data(), arguments.size(), &result);
+    auto names = get<Array>(about, "weights");
+    auto arity = call(tvmsep::member(vm, "get_function_arity"), "main").cast<int64_t>();
+    if (arity != (int64_t)(inputs.size() + names.size())) fail("the library takes other parameters");
+    for (const auto& name : names) arguments.push_back(pool.at(name.cast<std::string>()));
+    call_packed(tvmsep::member(vm, "save_function"), arguments);
     library_ = library, vm_ = vm;
-    main_ = function(vm, "tvmsep_bound", true).cast<ffi::Function>();
+    main_ = tvmsep::member(vm, "tvmsep_bound");
   }
 
   std::vector<ffi::Tensor> operator()(const std::vector<ffi::Tensor>& given) const {
-    std::vector<ffi::AnyView> arguments(given.begin(), given.end());
-    ffi::Any result;
-    main_.CallPacked(arguments.data(), arguments.size(), &result);
+    ffi::Any result = call_packed(main_, {given.begin(), given.end()});
     if (auto one = result.as<ffi::Tensor>()) return {*one};
     std::vector<ffi::Tensor> several;
     for (const auto& item : result.cast<Array>()) several.push_back(item.cast<ffi::Tensor>());
@@ -310,7 +346,7 @@ inline Network load(const Bundle& bundle, int threads) {
   bool written = (bool)std::ofstream(path).write(bytes.data(), bytes.size()).flush();
   ffi::Any module;
   try {
-    if (written) module = global("ffi.ModuleLoadFromFile")(path);
+    if (written) module = call(global("ffi.ModuleLoadFromFile"), path);
   } catch (...) {
     std::filesystem::remove_all(folder);
     throw;

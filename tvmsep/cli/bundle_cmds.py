@@ -33,6 +33,8 @@ class ExportFormat(enum.StrEnum):
     so = "so"
     tar = "tar"
     dir = "dir"
+    header = "header"
+    object = "object"
 
 
 def register(app: typer.Typer) -> None:
@@ -200,13 +202,23 @@ def show(bundle: BundlePath, as_json: AsJson = False) -> None:
 
 def export(
     bundle: BundlePath,
-    format: Annotated[ExportFormat, typer.Option(help="One library, a tar or a folder of all.")],
+    format: Annotated[ExportFormat, typer.Option(help="What to make; docs/deploy.md says more.")],
     output: Annotated[Path, typer.Option("--output", "-o", help="File or folder to make.")],
     threads: Annotated[
-        int | None, typer.Option(min=1, help="For so: the library of this thread count.")
+        int | None, typer.Option(min=1, help="For so and object: the network of this thread count.")
     ] = None,
 ) -> None:
-    """Take a bundle apart: its library alone (so), or all its members (tar, dir)."""
+    """Take a bundle apart (so, tar, dir), or make a C header or an object to link of it."""
+    if format is ExportFormat.object:
+        from tvmsep.api import export_object
+
+        export_object(bundle, output, threads=threads)
+        stem = output.with_suffix("")
+        print(
+            f"{output}: kernels, weights and manifest; link it with libtvm_runtime and "
+            f"libtvm_ffi; its names: tvmsep export {bundle} --format header -o {stem}.h"
+        )
+        return
     from tvmsep.bundle import export as unpack
 
     written = unpack(bundle, output, format.value, threads=threads)
@@ -215,6 +227,8 @@ def export(
             f"{output}: {written[0]}; the weights that its main takes after the inputs are in "
             "weights.safetensors: see --format dir"
         )
+    elif format is ExportFormat.header:
+        print(f"{output}: inputs, outputs and preprocessing")
     else:
         print(f"{output}: {len(written)} members")
 

@@ -49,9 +49,30 @@ def link_shared(objects: Sequence[Path], out: Path, t: Target) -> None:
         command = [_zig(), "ld64.lld", "-dylib", "-undefined", "dynamic_lookup"]
     else:
         command = [_zig(), "ld.lld", "-shared", "--hash-style=gnu", "--build-id=none"]
-    command += ["-o", str(out), *map(str, objects)]
+    _run([*command, "-o", str(out), *map(str, objects)])
+
+
+def link_object(objects: Sequence[Path], data: Sequence[Path], out: Path, t: Target) -> None:
+    """Link object files and data files of one folder into the relocatable object `out`.
+
+    The bytes of a data file `a.b` become the symbols `_binary_a_b_start` and `_binary_a_b_end`.
+
+    Raises:
+        LinkRefused: with what the linker said, or that it took too long.
+        LinkError: there is no linker, or none that can do this for the target.
+    """
+    if t.link.flavour == "macho":
+        raise LinkError(f"objects for static linking are made for ELF; {t.name} has Mach-O")
+    names = [d.name for d in data]
+    command = [_zig(), "ld.lld", "-r", "-o", str(out), *map(str, objects), "-b", "binary", *names]
+    _run(command, data[0].parent)
+
+
+def _run(command: list[str], folder: Path | None = None) -> None:
     try:
-        done = subprocess.run(command, capture_output=True, text=True, timeout=_TIMEOUT_S)
+        done = subprocess.run(
+            command, capture_output=True, text=True, timeout=_TIMEOUT_S, cwd=folder
+        )
     except FileNotFoundError as error:
         raise LinkError(f"linker {command[0]!r} not found") from error
     except subprocess.TimeoutExpired as error:
