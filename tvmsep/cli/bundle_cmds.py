@@ -140,7 +140,11 @@ def bench(
             stack.enter_context(Bundle.load(bundle, n, trust=require_signature)) for n in counts
         ]
         results = time_bundles(loaded, runs)
-    ram = {v.threads: v.peak_ram_bytes for v in manifest.variants}
+    ram = {
+        (one.title, v.threads): v.peak_ram_bytes
+        for one in manifest.specialisations
+        for v in one.variants
+    }
     if as_json:
         import msgspec
 
@@ -150,15 +154,18 @@ def bench(
                 "target": manifest.target.name,
                 "process_peak_rss_bytes": _peak_rss_bytes(),
                 "results": [
-                    {**msgspec.to_builtins(r), "peak_ram_bytes": ram[r.tuned_for]} for r in results
+                    {**msgspec.to_builtins(r), "peak_ram_bytes": ram[r.inputs, r.tuned_for]}
+                    for r in results
                 ],
             }
         )
         return
-    _print_table(
-        ["threads", "median ms", "quartiles ms", "spread", "GFLOP/s", "of peak", "planned RAM"],
-        [_bench_row(r, ram[r.tuned_for]) for r in results],
-    )
+    head = ["threads", "median ms", "quartiles ms", "spread", "GFLOP/s", "of peak", "planned RAM"]
+    rows = [_bench_row(r, ram[r.inputs, r.tuned_for]) for r in results]
+    if manifest.further:
+        head.append("input")
+        rows = [[*row, r.inputs] for row, r in zip(rows, results, strict=True)]
+    _print_table(head, rows)
     print(
         f"{manifest.name} for {manifest.target.name}: {runs} runs each, seeded noise as input; "
         f"this process peaked at {_megabytes(_peak_rss_bytes())}"
@@ -188,10 +195,16 @@ def show(bundle: BundlePath, as_json: AsJson = False) -> None:
         ["licence", manifest.licence],
         ["target", f"{manifest.target.name} ({manifest.target.triple}, {manifest.target.mcpu})"],
         ["made by", f"tvmsep {manifest.tvmsep}, apache-tvm {manifest.tvm}"],
-        *(["input", str(t)] for t in manifest.inputs),
-        *(["output", str(t)] for t in manifest.outputs),
-        *(["variant", _variant_line(v)] for v in manifest.variants),
-        ["weights", f"{len(manifest.weights)} arrays"],
+        *(
+            row
+            for one in manifest.specialisations
+            for row in (
+                *(["input", str(t)] for t in one.inputs),
+                *(["output", str(t)] for t in one.outputs),
+                *(["variant", _variant_line(v)] for v in one.variants),
+            )
+        ),
+        ["weights", f"{len(manifest.weight_names)} arrays"],
         ["log", f"{manifest.log_lines} of {manifest.log_total} lines used"],
         ["pictures", "preprocessing known" if manifest.preprocess else "preprocessing unknown"],
         ["labels", str(len(manifest.labels)) if manifest.labels else "none"],
