@@ -84,7 +84,7 @@ def tune(
         raise InputError(f"budget_s is {budget_s}: give a number of seconds above 0")
     path = Path(out)
     check_writable(path)
-    log_path = Path(log) if log else path.with_suffix(".jsonl")
+    log_path = Path(log) if log is not None else path.with_suffix(".jsonl")
     if log_path.resolve() == path.resolve():
         raise InputError(f"{path} cannot be the bundle and its log: give another with --log")
     several = prepare_all(

@@ -292,6 +292,12 @@ def _read_inputs(given: list[str], manifest: Manifest) -> list[NDArray[Any]]:
     files: dict[str, Path] = {}
     for i, text in enumerate(given):
         name, equals, rest = text.partition("=")
+        if equals and name not in names and not Path(text).exists():
+            wanted = " ".join(f"--input {n}=FILE" for n in names)
+            raise InputError(
+                f"--input {text}: {manifest.name} has no input {name!r}, and there is no file of "
+                f"that name: it takes {wanted}"
+            )
         if not (equals and name in names):
             name, rest = (names[i] if i < len(names) else ""), text
         if not name or name in files:

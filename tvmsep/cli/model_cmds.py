@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from tvmsep.cli import options
+from tvmsep.cli import interrupt, options
 from tvmsep.cli.built import print_report
 from tvmsep.cli.options import (
     AsJson,
@@ -43,6 +43,7 @@ def register(app: typer.Typer) -> None:
 
 
 def _say(text: str) -> None:
+    interrupt.survived()
     print(text, file=sys.stderr, flush=True)
 
 
@@ -120,7 +121,7 @@ def tune(
     from tvmsep.cli.progress import TuneProgress, summary
 
     # A batch system's way of asking to stop gets what Ctrl-C gets: a bundle of the best so far.
-    signal.signal(signal.SIGTERM, signal.default_int_handler)
+    signal.signal(signal.SIGTERM, interrupt.interrupt)
     if key and rpc is None:
         raise InputError("--key names boards at a tracker: give --rpc HOST:PORT too")
     if cold and warm_start:

@@ -213,6 +213,26 @@ def tracker(
     return place
 
 
+def check_new(path: Path, *inputs: Path) -> None:
+    """See before any work that a file can be written, and is none of those that are read.
+
+    Raises:
+        InputError: it cannot, or is.
+    """
+    import tempfile
+
+    from tvmsep.bundle.archive import cannot_write, check_replaceable
+
+    check_replaceable(path, *inputs)
+    if path.is_dir():
+        raise InputError(f"cannot write {path}: it is a folder; give a file name")
+    try:
+        with tempfile.TemporaryFile(dir=path.parent):
+            pass
+    except OSError as error:
+        raise cannot_write(path, error) from error
+
+
 def write_new(path: Path, text: str) -> None:
     """Write a file as a whole or not at all.
 
