@@ -8,7 +8,7 @@ import time
 from collections.abc import Sequence
 from contextlib import ExitStack
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, BinaryIO
+from typing import TYPE_CHECKING, Annotated, Any, BinaryIO, cast
 
 import typer
 
@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
     from tvmsep.bundle import BenchResult, Manifest
+    from tvmsep.bundle.unpack import Format
 
 BundlePath = Annotated[Path, typer.Argument(metavar="BUNDLE", help="A .tvmsep file.")]
 RequireSignature = Annotated[
@@ -234,7 +235,7 @@ def export(
         return
     from tvmsep.bundle import export as unpack
 
-    written = unpack(bundle, output, format.value, threads=threads)
+    written = unpack(bundle, output, cast("Format", format.value), threads=threads)
     if format is ExportFormat.so:
         print(
             f"{output}: {written[0]}; the weights that its main takes after the inputs are in "
