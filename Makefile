@@ -15,7 +15,8 @@ test: $(VENV)/.test
 
 # torch is large and slows every import of TVM down: the tests that need it have their own venv.
 test-torch: .venv-torch/.test
-	.venv-torch/bin/python -m pytest tests/test_frontends.py -k "torch or pt2"
+	.venv-torch/bin/python -m pytest tests/test_frontends.py tests/test_session.py \
+	    tests/test_exporters.py -k "torch or pt2"
 
 # mypy wants an installed package that is not editable, seen from outside the root:
 # the folders `schedules` and `targets` are packages of tvmsep only once installed.
@@ -45,5 +46,5 @@ $(VENV)/.test: pyproject.toml setup.py | $(BIN)/python
 
 .venv-torch/.test: pyproject.toml setup.py | $(BIN)/python
 	$(PYTHON) -m venv .venv-torch
-	.venv-torch/bin/python -m pip install --quiet --disable-pip-version-check -e '.[tune,report,test,torch]'
+	.venv-torch/bin/python -m pip install --quiet --disable-pip-version-check -e '.[tune,report,test,torch,exporters]'
 	touch $@

@@ -12,6 +12,7 @@ import pytest
 
 from tvmsep.bundle import (
     Bundle,
+    Compiled,
     Package,
     TensorInfo,
     write_bundle,
@@ -34,7 +35,7 @@ LOG = ['{"a": 1}', '{"b": 2}']
 
 def expected(x: np.ndarray) -> np.ndarray:
     w = {k: v.astype(np.float64) for k, v in WEIGHTS.items()}
-    return x.reshape(1, 768).astype(np.float64) @ w["w"] + w["b"] + w["odd"].sum()
+    return x.reshape(len(x), 768).astype(np.float64) @ w["w"] + w["b"] + w["odd"].sum()
 
 
 def compile_to(folder: Path, name: str, make: Callable[[Any], None], target: Target) -> Path:
@@ -50,16 +51,16 @@ def compile_to(folder: Path, name: str, make: Callable[[Any], None], target: Tar
     return path
 
 
-def affine(builder: Any) -> None:
+def affine(builder: Any, batch: int = 1) -> None:
     from tvm import relax
 
     def var(name: str, *shape: int) -> Any:
         return relax.Var(name, relax.TensorType(shape, "float32"))
 
-    x, odd, w, b = var("x", 1, 3, 16, 16), var("odd", 5), var("w", 768, 10), var("b", 10)
+    x, odd, w, b = var("x", batch, 3, 16, 16), var("odd", 5), var("w", 768, 10), var("b", 10)
     with builder.function("main", [x, odd, w, b], attrs={"num_input": 1}):
         with builder.dataflow():
-            flat = builder.emit(relax.op.reshape(x, (1, 768)))
+            flat = builder.emit(relax.op.reshape(x, (batch, 768)))
             y = builder.emit(relax.op.add(relax.op.matmul(flat, w), b))
             out = builder.emit_output(relax.op.add(y, relax.op.sum(odd)))
         builder.emit_func_output(out)
@@ -87,6 +88,7 @@ def target() -> Target:
 def built(tmp_path_factory: pytest.TempPathFactory, target: Target) -> Path:
     folder = tmp_path_factory.mktemp("bundle")
     compile_to(folder, "affine", affine, target)
+    compile_to(folder, "affine4", lambda builder: affine(builder, 4), target)
     compile_to(folder, "pair", two_by_two, target)
     return folder
 
@@ -144,14 +146,32 @@ def pair_path(built: Path, target: Target) -> Path:
     )
 
 
+@pytest.fixture(scope="session")
+def shapes_path(built: Path, target: Target) -> Path:
+    """The network for one picture and for four, whose bias is another one."""
+    library = built / "affine4.so"
+    four = Compiled(
+        inputs=[TensorInfo(name="x", shape=(4, 3, 16, 16), dtype="float32")],
+        outputs=[TensorInfo(name="scores", shape=(4, 10), dtype="float32")],
+        libraries={1: library, 2: library},
+        weights={**WEIGHTS, "b": WEIGHTS["b"] + 1},
+        relax={1: "one of four", 2: "two of four"},
+        peak_ram_bytes={1: 45_000, 2: 55_000},
+        estimate_s={},
+        flops=4 * FLOPS,
+    )
+    return write(built / "shapes.tvmsep", built, target, further=[four])
+
+
 @pytest.fixture
 def net(affine_path: Path) -> Iterator[Bundle]:
     with Bundle.load(affine_path, threads=1) as bundle:
         yield bundle
 
 
-def noise(seed: int) -> np.ndarray:
-    return np.random.default_rng(seed).standard_normal(X.shape).astype(np.float32)
+def noise(seed: int, batch: int = 1) -> np.ndarray:
+    shape = (batch, *X.shape[1:])
+    return np.random.default_rng(seed).standard_normal(shape).astype(np.float32)
 
 
 def picture(path: Path, array: np.ndarray, **options: Any) -> Path:

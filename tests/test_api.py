@@ -13,7 +13,7 @@ import pytest
 
 import tvmsep
 from tvmsep import api
-from tvmsep.api import building
+from tvmsep.api import planning
 from tvmsep.contracts import BoardError, InputError, ModelError, TvmsepError
 from tvmsep.targets import load_target
 from tvmsep.tuner import TuneResult
@@ -46,7 +46,7 @@ def test_every_variant_is_checked(tmp_path: Path, monkeypatch: pytest.MonkeyPatc
                 step.workload = msgspec.structs.replace(w, epilogue=kept)
         return prepared
 
-    monkeypatch.setattr(building, "prepare", bent)
+    monkeypatch.setattr(planning, "prepare", bent)
     with pytest.raises(TvmsepError, match="differs"):
         tvmsep.build(SMALL, out=tmp_path / "x.tvmsep", threads=[1, 2], logs=())
     assert os.listdir(tmp_path) == []
@@ -63,7 +63,7 @@ def test_a_wrong_import_is_noticed(tmp_path: Path, monkeypatch: pytest.MonkeyPat
         wrong = replace(prepared.imported, reference=lambda x: [0.7 - y for y in reference(x)])
         return replace(prepared, imported=wrong)
 
-    monkeypatch.setattr(building, "prepare", bent)
+    monkeypatch.setattr(planning, "prepare", bent)
     with pytest.raises(TvmsepError, match="as imported differs"):
         tvmsep.build(SMALL, out=tmp_path / "x.tvmsep", threads=[1], logs=())
 

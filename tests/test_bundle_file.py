@@ -164,7 +164,7 @@ def edited(path: Path, **changes: Any) -> bytes:
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"format": 2}, "rebuild from the log inside: tvmsep build MODEL --log"),
+        ({"format": 3}, "rebuild from the log inside: tvmsep build MODEL --log"),
         ({"format": "x"}, "malformed"),
         ({"tvm": "0.1"}, "built with apache-tvm 0.1, installed is"),
         ({"inputs": []}, "must not be empty"),

@@ -230,6 +230,11 @@ def test_cli_mistakes(affine_path: Path, tmp_path: Path) -> None:
     for verb in (["show"], ["bench"], ["run", "-i", "x.npy"]):
         error = tvmsep(verb[0], missing, *verb[1:], code=2).stderr
         assert error == f"error: cannot read {missing}: No such file or directory\n"
+    error = tvmsep("run", affine_path, "-i", "foo=x.npy", code=2).stderr
+    assert error == (
+        "error: --input foo=x.npy: affine has no input 'foo', and there is no file of that name: "
+        "it takes --input x=FILE\n"
+    )
     (tmp_path / "x.npy").write_bytes(b"junk")
     error = tvmsep("run", affine_path, "-i", tmp_path / "x.npy", code=2).stderr
     assert error.startswith(f"error: {tmp_path}/x.npy is no array") and error.count("\n") == 1

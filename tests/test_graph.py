@@ -156,9 +156,32 @@ def test_squeeze_and_excite_never_leaves_the_blocked_layout(spelling: int) -> No
     x = net.squeeze_excite(net.depthwise(x), spelling)
     found = labels(net.proto(net.conv(x, 16)))
     assert [f.split()[0] for f in found] == [
-        "pack", "pointwise", "depthwise", "pool:global_avg", "dense", "dense", "eltwise:scale",
-        "pointwise", "unpack",
+        "pack", "pointwise", "depthwise", "pool:global_avg", "dense", "dense", "pointwise*scale",
+        "unpack",
     ]  # fmt: skip
+
+
+@pytest.mark.parametrize("reader", ["two", "depthwise", "output"])
+def test_a_scale_that_no_pointwise_alone_reads_is_an_eltwise(reader: str, local: Target) -> None:
+    net, x = start()
+    x = net.squeeze_excite(net.depthwise(x), 0)
+    outputs = {
+        "two": lambda: [net.op("Add", net.conv(x, 16), net.conv(x, 16))],
+        "depthwise": lambda: [net.depthwise(x)],
+        "output": lambda: [net.conv(x, 16), x],
+    }[reader]()
+    proto = net.proto(*outputs)
+    assert sum(label.startswith("eltwise:scale") for label in labels(proto)) == 1
+    assert not any("*scale" in label for label in labels(proto))
+    assert pipeline_error(proto, local, 2) < TOLERANCE
+
+
+@pytest.mark.parametrize("threads", [1, 2])
+def test_a_scaled_pointwise_computes_the_same(threads: int, local: Target) -> None:
+    net, x = start()
+    proto = net.proto(net.conv(net.squeeze_excite(net.depthwise(x), 0), 24))
+    assert any("*scale" in label for label in labels(proto))
+    assert pipeline_error(proto, local, threads) < TOLERANCE
 
 
 def test_classifier_stays_blocked() -> None:

@@ -157,7 +157,9 @@ def test_a_variant_that_is_not_there(bundle: Path) -> None:
     ("words", "says"),
     [
         (["missing.tvmsep"], "missing.tvmsep"),
-        (["{bundle}", "--trace", "{bundle}"], "the bundle itself"),
+        (["{bundle}", "--trace", "{bundle}"], "it is what is read"),
+        (["{bundle}", "--trace", "none/t.json"], "cannot write none/t.json"),
+        (["{bundle}", "--trace", "."], "it is a folder"),
         (["{bundle}", "--board", "127.0.0.1:1"], "HOST:PORT/KEY"),
         (["{bundle}", "--board", "127.0.0.1:1/pi"], "127.0.0.1:1"),
         (["{bundle}", "--board", "here/pi"], "not an address"),

@@ -6,6 +6,8 @@ import base64
 import json
 import random
 import struct
+import subprocess
+import sys
 from collections.abc import Callable
 from pathlib import Path
 
@@ -464,12 +466,14 @@ def test_params_round_trip(tmp_path: Path) -> None:
 
 def test_params_that_do_not_fit(tmp_path: Path) -> None:
     text = f"def @main({X}, %w: Tensor[(4, 4, 1, 1), float32]) {{ nn.conv2d(%x, %w) }}"
-    with pytest.raises(ModelError, match=r"%w is declared float32\[4,4,1,1\] and comes out"):
+    with pytest.raises(ModelError, match=r"net.params holds w as \[4,5,1,1\], the program takes"):
         load(text, tmp_path, {"w": floats(4, 5, 1, 1)})
     with pytest.raises(ModelError, match=r"%w is declared float32"):
         load(text, tmp_path, {"w": np.zeros((4, 4, 1, 1))})
-    with pytest.raises(ModelError, match="holds none of the program's parameters .but q"):
+    with pytest.raises(ModelError, match="holds none of the program's 2 parameters .but q"):
         load(text, tmp_path, {"q": floats(4)})
+    with pytest.raises(ModelError, match="saved with the program"):
+        load(text, tmp_path, {})
     with pytest.raises(ModelError, match="its kernel is computed while running"):
         load(text, tmp_path)
     with pytest.raises(ModelError, match="takes 31 parameters .*--params FILE"):
@@ -478,6 +482,26 @@ def test_params_that_do_not_fit(tmp_path: Path) -> None:
         load_model("mobilenet_v1", params=tmp_path / "net.params")
     with pytest.raises(ModelError, match="cannot read the params file"):
         load_model(DATA / "mini_v3_48.relay", params=tmp_path / "nosuch")
+
+
+@pytest.mark.parametrize("params", ["mobilenet_v1_025_64", "nhwc_let_33"])
+def test_params_of_another_program(params: str) -> None:
+    """One line, and none of TVM's."""
+    command = [sys.executable, "-m", "tvmsep.cli", "inspect", str(DATA / "mini_v3_48.relay"),
+               "--params", str(DATA / f"{params}.params")]  # fmt: skip
+    done = subprocess.run(command, capture_output=True, text=True, timeout=60)
+    assert done.returncode == 2 and done.stderr.count("\n") == 1, done.stderr
+    assert "none of the program's 31 parameters" in done.stderr
+
+
+def test_a_refusal_is_one_line(tmp_path: Path) -> None:
+    (tmp_path / "net.relay").write_text(
+        '#[version = "0.0.5"]\n' + f"def @main({X}) {{ nosuch(nn.relu(%x)) }}\n"
+    )
+    command = [sys.executable, "-m", "tvmsep.cli", "inspect", str(tmp_path / "net.relay")]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=60)
+    assert done.returncode == 2 and done.stderr.count("\n") == 1, done.stderr
+    assert "nosuch" in done.stderr
 
 
 def test_damaged_params(tmp_path: Path) -> None:

@@ -619,6 +619,55 @@ def test_asked_to_stop_it_writes_the_best_so_far_and_leaves_no_process(
     assert search(read_log(tmp_path / "net.tvmsep"))  # the lines that were used lie inside
 
 
+@linux
+def test_a_second_interrupt_while_it_compiles_is_no_traceback(tmp_path: Path) -> None:
+    run = start_tune(tmp_path, "--budget", "5m")
+    try:
+        wait_for_lines(tmp_path / "net.jsonl", 10)
+        run.send_signal(signal.SIGINT)
+        assert run.stderr is not None
+        said = ""
+        while "compiling" not in said:
+            line = run.stderr.readline()
+            assert line, said
+            said += line
+        time.sleep(0.3)
+        run.send_signal(signal.SIGINT)
+        _, err = run.communicate(timeout=60)
+    finally:
+        run.kill()
+    assert run.returncode == 130 and "Traceback" not in err, err
+    assert_all_end(tmp_path)
+
+
+def test_an_interrupt_that_became_a_runtime_error(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    from tvmsep.cli import app as commands
+    from tvmsep.cli import interrupt, main
+
+    def app(**_: object) -> None:
+        try:
+            signal.raise_signal(signal.SIGINT)
+        except KeyboardInterrupt as error:
+            raise RuntimeError from error
+
+    monkeypatch.setattr(commands, "app", app)
+    before = signal.getsignal(signal.SIGINT)
+    try:
+        with pytest.raises(SystemExit) as stop:
+            main()
+        assert stop.value.code == 130 and capsys.readouterr().err == "interrupted\n"
+        interrupt.survived()
+        monkeypatch.setattr(
+            commands, "app", lambda **_: (_ for _ in ()).throw(RuntimeError("ours"))
+        )
+        with pytest.raises(RuntimeError, match="ours"):
+            main()
+    finally:
+        signal.signal(signal.SIGINT, before)
+
+
 def test_elapsed_time_stops_at_the_end() -> None:
     state = TuneState([], time.monotonic() - 2.0, 10.0, None)
     assert 1.9 < state.elapsed_s < 3.0

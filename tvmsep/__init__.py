@@ -9,21 +9,34 @@ __version__ = "0.1.0"
 
 if TYPE_CHECKING:
     from tvmsep.api import Report, build, tune, verify
-    from tvmsep.bundle import Bundle
+    from tvmsep.bundle import Bundle, InferenceSession, SessionOptions
     from tvmsep.check import Check
     from tvmsep.contracts import TvmsepError
 
 _HOME = {
     "Bundle": "tvmsep.bundle",
     "Check": "tvmsep.check",
+    "InferenceSession": "tvmsep.bundle",
     "Report": "tvmsep.api",
+    "SessionOptions": "tvmsep.bundle",
     "TvmsepError": "tvmsep.contracts",
     "build": "tvmsep.api",
     "tune": "tvmsep.api",
     "verify": "tvmsep.api",
 }
 
-__all__ = ["Bundle", "Check", "Report", "TvmsepError", "__version__", "build", "tune", "verify"]
+__all__ = [
+    "Bundle",
+    "Check",
+    "InferenceSession",
+    "Report",
+    "SessionOptions",
+    "TvmsepError",
+    "__version__",
+    "build",
+    "tune",
+    "verify",
+]
 
 
 def __dir__() -> list[str]:

@@ -300,7 +300,7 @@ def _winners(bundle: str | os.PathLike[str]) -> dict[str, Best]:
 
 def _run(library: bytes, inputs: list[Array], weights: list[Array], threads: int) -> list[Array]:
     """A library's outputs."""
-    from tvmsep.bundle.runtime import Network
+    from tvmsep.bundle.runtime import Networks, Program
     from tvmsep.bundle.weights import empty_aligned
 
     def aligned(array: Array) -> Array:
@@ -309,8 +309,8 @@ def _run(library: bytes, inputs: list[Array], weights: list[Array], threads: int
         return buffer
 
     bound, kept = [aligned(a) for a in inputs], [aligned(a) for a in weights]
-    network = Network(library, len(bound), kept, threads)
+    networks = Networks([Program(library, bound, kept)], threads)
     try:
-        return list(network.do(lambda loaded: loaded(*bound)))
+        return list(networks.do(lambda loaded: loaded[0](bound)))
     finally:
-        network.release()
+        networks.close()

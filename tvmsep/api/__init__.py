@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from tvmsep.api.building import Report, build, choose_configs, prepare_for, read_trials, verify
 from tvmsep.api.comparing import compare, diff
+from tvmsep.api.exporting import export_object
 from tvmsep.api.planning import Prepared, check_writable, must_fit, prepare
 from tvmsep.api.tuning import search, tune
 
@@ -20,6 +21,7 @@ __all__ = [
     "choose_configs",
     "compare",
     "diff",
+    "export_object",
     "must_fit",
     "prepare",
     "prepare_for",

@@ -9,8 +9,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from tvmsep.api.planning import Prepared, check_writable, prepare
-from tvmsep.check import Check, Mismatch, cannot_run_here, check_bundle
+from tvmsep.api.planning import Prepared, Shapes, check_writable, prepare, prepare_all
+from tvmsep.check import Check, Mismatch, cannot_run_here, check_bundle, worst
 from tvmsep.contracts import (
     Config,
     InputError,
@@ -21,7 +21,7 @@ from tvmsep.contracts import (
 )
 
 if TYPE_CHECKING:
-    from tvmsep.bundle import Manifest
+    from tvmsep.bundle import Compiled, Manifest
     from tvmsep.contracts.preprocess import Preprocess
     from tvmsep.frontends import Imported
     from tvmsep.graph import Plan
@@ -40,7 +40,13 @@ class Report:
     tuned: int
     """Tasks whose config comes from a log."""
     tasks: int
-    result: TuneResult | None = None
+    results: tuple[TuneResult, ...] = ()
+    """What tuning found, for each set of input shapes that it came to."""
+
+    @property
+    def result(self) -> TuneResult | None:
+        """The last of them: why tuning ended."""
+        return self.results[-1] if self.results else None
 
 
 def build(
@@ -50,7 +56,7 @@ def build(
     target: str | Target = "local",
     threads: Sequence[int] | int | None = None,
     logs: Sequence[str | os.PathLike[str]] | None = None,
-    shapes: Mapping[str, Sequence[int]] | None = None,
+    shapes: Shapes | Sequence[Shapes] | None = None,
     example_inputs: tuple[Any, ...] | None = None,
     params: str | os.PathLike[str] | None = None,
     preprocess: Preprocess | None = None,
@@ -66,7 +72,8 @@ def build(
         threads: thread counts; the target's cores by default.
         logs: tuning logs or bundles to take configs from; None for the logs that ship with
             tvmsep for this target; an empty sequence for the analytic defaults alone.
-        shapes: fixes dynamic input shapes.
+        shapes: fixes dynamic input shapes; with several sets the bundle holds the network for each
+            and picks by what it is given.
         example_inputs: for a torch module.
         params: for a Relay program: the file of its weights.
         preprocess: how a picture becomes the input.
@@ -82,12 +89,12 @@ def build(
     check_writable(path)
     if any(path.exists() and path.samefile(p) for p in map(Path, logs or ()) if p.exists()):
         raise InputError(f"{path} is both a log to read and the bundle to write: name another")
-    prepared = prepare(
+    prepared = prepare_all(
         model, target=target, threads=threads, shapes=shapes, example_inputs=example_inputs,
         params=params,
     )  # fmt: skip
-    check_labels(labels, prepared.imported)
-    trials = read_trials(prepared.target, logs)
+    check_labels(labels, prepared[0].imported)
+    trials = read_trials(prepared[0].target, logs)
     return make_bundle(
         prepared, path, best_trials(trials), len(trials), say, preprocess, labels, None
     )
@@ -157,7 +164,7 @@ def choose_configs(
 
 
 def make_bundle(
-    prepared: Prepared,
+    several: Sequence[Prepared],
     path: Path,
     winners: Mapping[str, Best],
     log_total: int,
@@ -169,67 +176,53 @@ def make_bundle(
     """Compile every variant, write the bundle, check it, and only then put it in place."""
     import msgspec
 
-    from tvmsep.bundle import TensorInfo, write_bundle
-    from tvmsep.compiler import compile_library, emit, lower, peak_bytes
-    from tvmsep.tuner.fusion import choose_plan
+    from tvmsep.bundle import write_bundle
 
-    libraries: dict[int, bytes] = {}
-    texts: dict[int, str] = {}
-    ram: dict[int, int] = {}
-    estimates: dict[int, float] = {}
     used: list[Trial] = []
     grounds: list[Trial] = []
-    tasks = 0
-    weights: dict[str, Any] = {}
-    for count, plan in prepared.plans.items():
-        say(f"compiling for {count} thread{'s' if count > 1 else ''}")
-        plan, compared = choose_plan(plan, prepared.target, winners)
-        configs, lines, total = choose_configs(prepared, plan, winners)
-        module = emit(plan, prepared.target, configs)
-        lowered = lower(module, prepared.target)
-        libraries[count] = compile_library(lowered, prepared.target)
-        texts[count] = module.script(show_meta=False)
-        ram[count] = peak_bytes(lowered) + sum(a.nbytes for a in plan.params.values())
-        if total is not None:
-            estimates[count] = total
+    parts, tasks = [], 0
+    for prepared in several:
+        part, lines, compared, count = _compile(
+            prepared, winners, say, "" if len(several) == 1 else f"{prepared.title}: "
+        )
+        parts.append(part)
         used += [t for t in lines if t not in used]
-        grounds += [b.trial for b in compared if b.trial not in grounds]
-        tasks += len(configs)
-        weights = weights or dict(plan.params)
-    imported = prepared.imported
+        grounds += [t for t in compared if t not in grounds]
+        tasks += count
+    imported, target = several[0].imported, several[0].target
     kept = [*used, *(t for t in grounds if t not in used)]
+    first = parts[0]
     scratch = str(path.parent / f".tvmsep-{os.getpid()}-{time.monotonic_ns()}.tvmsep")
     try:
         manifest = write_bundle(
             scratch,
             name=imported.name,
-            target=prepared.target,
-            inputs=[TensorInfo(name=t.name, shape=t.shape, dtype=t.dtype) for t in imported.inputs],
-            outputs=[
-                TensorInfo(name=t.name, shape=t.shape, dtype=t.dtype) for t in imported.outputs
-            ],
-            libraries=libraries,
-            weights=weights,
-            relax=texts,
-            peak_ram_bytes=ram,
-            estimate_s=estimates or None,
+            target=target,
+            inputs=first.inputs,
+            outputs=first.outputs,
+            libraries=first.libraries,
+            weights=first.weights,
+            relax=first.relax,
+            peak_ram_bytes=first.peak_ram_bytes,
+            estimate_s=first.estimate_s or None,
             log_lines=[msgspec.json.encode(t).decode() for t in kept],
             log_total=log_total,
             source=imported.source,
             licence=imported.source.get("licence", "unknown"),
             preprocess=preprocess or imported.preprocess,
             labels=labels or imported.labels,
-            flops=next(iter(prepared.plans.values())).flops,
+            flops=first.flops,
             peak_gflops_per_core=peak_gflops,
+            further=parts[1:],
         )
         say("checking the bundle against the model")
-        reason = cannot_run_here(prepared.target, prepared.plans)
+        reason = cannot_run_here(target, several[0].plans)
         if reason is not None:
             say(f"not run here, so not checked: {reason}")
         check = None
         if reason is None:
             try:
-                check = check_bundle(Path(scratch), prepared.imported, prepared.graph)
+                check = _check(Path(scratch), several)
             except Mismatch as problem:
                 raise Mismatch(
                     f"{problem}; nothing was written. Please report this model."
@@ -246,6 +239,53 @@ def make_bundle(
     return Report(manifest, path, check, len(used), tasks)
 
 
+def _compile(
+    prepared: Prepared, winners: Mapping[str, Best], say: Callable[[str], None], shapes: str
+) -> tuple[Compiled, list[Trial], list[Trial], int]:
+    """One set of shapes: the network, the trials it uses, those that decided, its tasks."""
+    from tvmsep.bundle import Compiled, TensorInfo
+    from tvmsep.compiler import compile_library, emit, lower, peak_bytes
+    from tvmsep.tuner.fusion import choose_plan
+
+    libraries: dict[int, bytes] = {}
+    texts: dict[int, str] = {}
+    ram: dict[int, int] = {}
+    estimates: dict[int, float] = {}
+    used: list[Trial] = []
+    grounds: list[Trial] = []
+    tasks = 0
+    weights: dict[str, Any] = {}
+    for count, plan in prepared.plans.items():
+        say(f"compiling {shapes}for {count} thread{'s' if count > 1 else ''}")
+        plan, compared = choose_plan(plan, prepared.target, winners)
+        configs, lines, total = choose_configs(prepared, plan, winners)
+        module = emit(plan, prepared.target, configs)
+        lowered = lower(module, prepared.target)
+        libraries[count] = compile_library(lowered, prepared.target)
+        texts[count] = module.script(show_meta=False)
+        ram[count] = peak_bytes(lowered) + sum(a.nbytes for a in plan.params.values())
+        if total is not None:
+            estimates[count] = total
+        used += lines
+        grounds += [b.trial for b in compared]
+        tasks += len(configs)
+        weights = weights or dict(plan.params)
+    tensors = [
+        [TensorInfo(name=t.name, shape=t.shape, dtype=t.dtype) for t in side]
+        for side in (prepared.imported.inputs, prepared.imported.outputs)
+    ]
+    part = Compiled(
+        inputs=tensors[0], outputs=tensors[1], libraries=libraries, weights=weights, relax=texts,
+        peak_ram_bytes=ram, estimate_s=estimates, flops=next(iter(prepared.plans.values())).flops,
+    )  # fmt: skip
+    return part, used, grounds, tasks
+
+
+def _check(path: Path, several: Sequence[Prepared]) -> Check:
+    """The worst of what the bundle shows for each set of shapes."""
+    return worst([check_bundle(path, p.imported, p.graph, which=n) for n, p in enumerate(several)])
+
+
 def verify(bundle: str | os.PathLike[str], model: Any, **how: Any) -> Check:
     """Compare a bundle's outputs with those of the model it was made from.
 
@@ -257,17 +297,29 @@ def verify(bundle: str | os.PathLike[str], model: Any, **how: Any) -> Check:
     Raises:
         TvmsepError: they differ, or do not fit each other.
     """
-    prepared = prepare_for(bundle, model, **how)
+    from tvmsep.bundle import Package
+
+    with Package(bundle) as package:
+        count = len(package.manifest.specialisations)
+    several = [prepare_for(bundle, model, which=n, **how) for n in range(count)]
     try:
-        return check_bundle(Path(bundle), prepared.imported, prepared.graph)
+        return _check(Path(bundle), several)
     except Mismatch as problem:
         raise Mismatch(
             f"{bundle} was made from another model, or other weights: {problem}"
         ) from None
 
 
-def prepare_for(bundle: str | os.PathLike[str], model: Any, **how: Any) -> Prepared:
+def prepare_for(
+    bundle: str | os.PathLike[str], model: Any, *, which: int = 0, **how: Any
+) -> Prepared:
     """Prepare a model as a bundle has it: for its target, at its first variant's thread count.
+
+    Args:
+        bundle: a `.tvmsep` file.
+        model: as for `tune`.
+        which: for which of its sets of input shapes.
+        **how: as for `verify`; no `shapes` where the bundle has several sets.
 
     Raises:
         BundleError: the bundle is damaged or cannot run on this host.
@@ -278,13 +330,20 @@ def prepare_for(bundle: str | os.PathLike[str], model: Any, **how: Any) -> Prepa
     with Package(bundle) as package:
         package.check_host()
         manifest = package.manifest
-    prepared = prepare(model, target=manifest.target, threads=[manifest.variants[0].threads], **how)
-    ours = [(t.name, t.shape, t.dtype) for t in manifest.inputs]
-    theirs = [(t.name, t.shape, t.dtype) for t in prepared.imported.inputs]
-    if ours != theirs:
-        raise InputError(f"{bundle} takes {ours}, the model takes {theirs}: not the same network")
-    ours = [(t.name, t.shape, t.dtype) for t in manifest.outputs]
-    theirs = [(t.name, t.shape, t.dtype) for t in prepared.imported.outputs]
-    if ours != theirs:
-        raise InputError(f"{bundle} gives {ours}, the model gives {theirs}: not the same network")
+    one = manifest.specialisations[which]
+    if manifest.further:
+        if how.get("shapes"):
+            raise InputError(f"{bundle} says for which shapes it is: leave --shape out")
+        how["shapes"] = {t.name: t.shape for t in one.inputs}
+    prepared = prepare(model, target=manifest.target, threads=[one.variants[0].threads], **how)
+    for what, mine, others in (
+        ("takes", one.inputs, prepared.imported.inputs),
+        ("gives", one.outputs, prepared.imported.outputs),
+    ):
+        ours = [(t.name, t.shape, t.dtype) for t in mine]
+        theirs = [(t.name, t.shape, t.dtype) for t in others]
+        if ours != theirs:
+            raise InputError(
+                f"{bundle} {what} {ours}, the model {what} {theirs}: not the same network"
+            )
     return prepared

@@ -37,6 +37,11 @@ class Prepared:
     plans: dict[int, Plan]
     """By thread count, with separate depthwise and pointwise kernels."""
 
+    @property
+    def title(self) -> str:
+        """Its inputs."""
+        return ", ".join(map(str, self.imported.inputs))
+
     def candidates(self) -> list[Plan]:
         """Of each thread count the plan, and the one with all fused that can be, if any can."""
         from tvmsep.graph import fuse, fusible
@@ -87,6 +92,35 @@ def prepare(
     imported = load_model(model, shapes=shapes, example_inputs=example_inputs, params=params)
     plans = {n: make_plan(normalise(from_relax(imported.module)), hardware, n) for n in counts}
     return Prepared(imported, from_relax(imported.module), hardware, plans)
+
+
+Shapes = Mapping[str, Sequence[int]]
+
+
+def prepare_all(
+    model: Any, *, shapes: Shapes | Sequence[Shapes] | None = None, **how: Any
+) -> list[Prepared]:
+    """Import and plan a model once for each set of input shapes.
+
+    Args:
+        model: as for `prepare`.
+        shapes: one set, several, or None.
+        **how: as for `prepare`.
+
+    Raises:
+        TvmsepError: as `prepare`; or two sets give the same shapes.
+    """
+    several = [shapes] if shapes is None or isinstance(shapes, Mapping) else list(shapes)
+    prepared = [prepare(model, shapes=one, **how) for one in several or [None]]
+    seen: set[tuple[tuple[int, ...], ...]] = set()
+    for one in prepared:
+        key = tuple(t.shape for t in one.imported.inputs)
+        if key in seen:
+            raise InputError(
+                f"the shapes {one.title} are given twice: give each set of shapes once"
+            )
+        seen.add(key)
+    return prepared
 
 
 def _thread_counts(threads: Sequence[int] | int | None, target: Target) -> list[int]:

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import os
+import time
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from tvmsep.api.building import Report, check_labels, make_bundle
-from tvmsep.api.planning import check_writable, must_fit, prepare
+from tvmsep.api.planning import Shapes, check_writable, must_fit, prepare, prepare_all
 from tvmsep.contracts import (
     BoardError,
     InputError,
@@ -34,7 +35,7 @@ def tune(
     seed: int = 0,
     strategy: Strategy = "xgboost",
     warm_start: Sequence[str | os.PathLike[str]] | None = None,
-    shapes: Mapping[str, Sequence[int]] | None = None,
+    shapes: Shapes | Sequence[Shapes] | None = None,
     example_inputs: tuple[Any, ...] | None = None,
     params: str | os.PathLike[str] | None = None,
     preprocess: Preprocess | None = None,
@@ -59,7 +60,8 @@ def tune(
         strategy: how configs are chosen: by the cost model, at random, or the defaults alone.
         warm_start: logs from which the cost model learns beforehand, of this target or related
             ones; None for those that ship with tvmsep for it, an empty sequence for none.
-        shapes: fixes dynamic input shapes.
+        shapes: fixes dynamic input shapes; several sets are tuned one after the other, with equal
+            shares of what is left of the budget and the trials, into one bundle.
         example_inputs: for a torch module.
         params: for a Relay program: the file of its weights.
         preprocess: how a picture becomes the input; known for built-ins.
@@ -82,29 +84,40 @@ def tune(
         raise InputError(f"budget_s is {budget_s}: give a number of seconds above 0")
     path = Path(out)
     check_writable(path)
-    log_path = Path(log) if log else path.with_suffix(".jsonl")
+    log_path = Path(log) if log is not None else path.with_suffix(".jsonl")
     if log_path.resolve() == path.resolve():
         raise InputError(f"{path} cannot be the bundle and its log: give another with --log")
-    prepared = prepare(
+    several = prepare_all(
         model, target=target, threads=threads, shapes=shapes, example_inputs=example_inputs,
         params=params,
     )  # fmt: skip
-    check_labels(labels, prepared.imported)
+    hardware = several[0].target
+    check_labels(labels, several[0].imported)
     if tracker is None:
-        must_fit(prepared.target)
-    prior = _prior(warm_start, prepared.target)
-    with LogFile(log_path, target=prepared.target.name, say=say) as records:
-        say(f"{len(prepared.tasks())} tasks for {prepared.target.name}; log {records.path}")
-        with Farm(prepared.target, builders=builders, tracker=tracker, key=key, seed=seed) as farm:
-            peak = farm.peak_flops_per_core()
-            result = tune_tasks(
-                prepared.tasks(), prepared.target, farm, records,
-                peak_flops_per_core=peak, plans=prepared.candidates(),
-                budget_s=budget_s, trials=trials, seed=seed, strategy=strategy, prior=prior,
-                progress=progress,
-            )  # fmt: skip
-        for note in result.state.notes:
-            say(note)
+        must_fit(hardware)
+    prior = _prior(warm_start, hardware)
+    started, done, results = time.monotonic(), 0, []
+    with LogFile(log_path, target=hardware.name, say=say) as records:
+        with Farm(hardware, builders=builders, tracker=tracker, key=key, seed=seed) as farm:
+            for number, prepared in enumerate(several):
+                which = "" if len(several) == 1 else f" of {prepared.title}"
+                count = len(prepared.tasks())
+                say(f"{count} tasks{which} for {hardware.name}; log {records.path}")
+                peak, left = farm.peak_flops_per_core(), len(several) - number
+                result = tune_tasks(
+                    prepared.tasks(), hardware, farm, records,
+                    peak_flops_per_core=peak, plans=prepared.candidates(),
+                    budget_s=None if budget_s is None
+                    else max(1.0, started + budget_s - time.monotonic()) / left,
+                    trials=None if trials is None else -(-(trials - done) // left),
+                    seed=seed, strategy=strategy, prior=prior, progress=progress,
+                )  # fmt: skip
+                results.append(result)
+                done += result.state.trials
+                for note in result.state.notes:
+                    say(note)
+                if result.reason in ("interrupted", "board_lost"):
+                    break
         if not result.best and result.reason == "interrupted":
             raise KeyboardInterrupt  # there is nothing to write, and a bundle may be there
         if not result.best and result.reason == "board_lost":
@@ -114,9 +127,9 @@ def tune(
         elif result.reason == "board_lost":
             say("no board is left: writing a bundle of the best so far")
         report = make_bundle(
-            prepared, path, result.best, len(records.trials), say, preprocess, labels, peak / 1e9
+            several, path, result.best, len(records.trials), say, preprocess, labels, peak / 1e9
         )
-    report.result = result
+    report.results = tuple(results)
     return report
 
 

@@ -15,19 +15,24 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from tvmsep.bundle.load import Bundle
-    from tvmsep.bundle.manifest import Manifest, TensorInfo, Variant
+    from tvmsep.bundle.manifest import Manifest, Specialisation, TensorInfo, Variant
     from tvmsep.bundle.package import Package, read_log
     from tvmsep.bundle.picture import load_picture, read_preprocess
     from tvmsep.bundle.runtime import runtime_version
+    from tvmsep.bundle.session import InferenceSession, SessionOptions
     from tvmsep.bundle.timing import BenchResult, bench
     from tvmsep.bundle.unpack import export
-    from tvmsep.bundle.write import write_bundle
+    from tvmsep.bundle.write import Compiled, write_bundle
 
 _HOME = {
     "BenchResult": "timing",
     "Bundle": "load",
+    "Compiled": "write",
+    "InferenceSession": "session",
     "Manifest": "manifest",
     "Package": "package",
+    "SessionOptions": "session",
+    "Specialisation": "manifest",
     "TensorInfo": "manifest",
     "Variant": "manifest",
     "bench": "timing",
@@ -42,8 +47,12 @@ _HOME = {
 __all__ = [
     "BenchResult",
     "Bundle",
+    "Compiled",
+    "InferenceSession",
     "Manifest",
     "Package",
+    "SessionOptions",
+    "Specialisation",
     "TensorInfo",
     "Variant",
     "bench",

@@ -8,40 +8,45 @@ import warnings
 import weakref
 from collections.abc import Callable, Sequence
 from types import TracebackType
-from typing import Any, Self, TypeVar
+from typing import Any, Self
 
 import numpy as np
 from numpy.typing import NDArray
 
 from tvmsep.bundle.manifest import Manifest, TensorInfo, Variant
 from tvmsep.bundle.package import Package
-from tvmsep.bundle.runtime import Network, allowed_cpus
+from tvmsep.bundle.runtime import Network, Networks, Program, allowed_cpus
+from tvmsep.bundle.weights import empty_aligned
 from tvmsep.contracts import BundleError, InputError
 
 Array = NDArray[Any]
-T = TypeVar("T")
 
 
 class Bundle:
     """A network ready to run. Make one with `Bundle.load`; close it, or use it in a `with`.
 
-    Any number of threads may call it: calls are done in turn. The caller's CPU affinity is never
+    Any number of threads may call it: calls are done in turn. A bundle of several input shapes
+    picks the network by what it is given. The caller's CPU affinity is never
     changed. A bundle loaded before a fork cannot be used in the child.
 
     Attributes:
         manifest: what the bundle says about itself.
         threads: threads that the network runs on.
-        variant: which of the manifest's variants that is.
+        variant: which of the manifest's variants that is, for the first input shapes.
     """
 
     def __init__(
-        self, manifest: Manifest, variant: Variant, threads: int, network: Network
+        self, manifest: Manifest, variant: Variant, threads: int, networks: Networks
     ) -> None:
         self.manifest = manifest
         self.variant = variant
         self.threads = threads
-        self._network = network
-        self._finalizer = weakref.finalize(self, network.release)
+        self._networks = networks
+        self._by_shape = {
+            tuple(t.shape for t in one.inputs): at
+            for at, one in enumerate(manifest.specialisations)
+        }
+        self._finalizer = weakref.finalize(self, networks.close)
 
     @classmethod
     def load(
@@ -76,12 +81,20 @@ class Bundle:
                     f"threads is {count}: this process may use {len(cpus)} CPUs, so give at "
                     f"most {4 * len(cpus)}"
                 )
-            library = package.read(variant.library)
-            weights = list(package.weights().values())
-            package.check_members()
             manifest = package.manifest
+            at = manifest.variants.index(variant)
+            weights = package.all_weights()
+            programs = [
+                Program(
+                    package.read(s.variants[at].library),
+                    [_zeros(t) for t in s.inputs],
+                    [weights[n] for n in s.weights],
+                )
+                for s in manifest.specialisations
+            ]
+            package.check_members()
         try:
-            network = Network(library, len(manifest.inputs), weights, count)
+            networks = Networks(programs, count)
         except BundleError as error:
             raise BundleError(f"{path}: {error}") from error
         if count != variant.threads:
@@ -91,28 +104,59 @@ class Bundle:
                 f"slower than tvmsep tune MODEL --threads {count} would make it",
                 stacklevel=2,
             )
-        return cls(manifest, variant, count, network)
+        return cls(manifest, variant, count, networks)
 
-    def __call__(self, *arrays: Array) -> Any:
+    def __call__(self, *arrays: Any) -> Any:
         """Run the network.
 
         Args:
-            *arrays: one per input, in the manifest's order, of exactly its shape and dtype. They
-                are read where they lie if they are contiguous and writable, else copied first.
+            *arrays: one per input, in the manifest's order, of the dtype and of exactly one of the
+                sets of shapes that the bundle was built for. NumPy arrays, or anything in this
+                machine's memory that speaks DLPack, such as torch's tensors. What is C-contiguous
+                and writeable is read where it lies, other is copied first.
 
         Returns:
-            A new array of the output's shape, or a tuple of them where there are several.
+            A new NumPy array of the output's shape, or a tuple of them where there are several. It
+            is TVM's own memory and not copied: `torch.from_dlpack` takes it over.
 
         Raises:
             InputError: wrong number, shape or dtype.
             BundleError: closed, or the library failed.
         """
-        inputs = self._check(arrays)
-        outputs = self._do(lambda network: network(*inputs))
-        return outputs[0] if len(outputs) == 1 else outputs
+        job = self._job(arrays)
+        try:
+            return self._networks.do(job)
+        except RuntimeError as error:
+            raise self._failure(error) from error
+
+    async def acall(self, *arrays: Any) -> Any:
+        """As a call, while the event loop goes on; the arrays must not change meanwhile.
+
+        Runs are done in turn, in the order of the calls. One that is cancelled before its turn is
+        not done.
+        """
+        import asyncio
+
+        job = self._job(arrays)
+        try:
+            return await asyncio.wrap_future(self._networks.submit(job))
+        except RuntimeError as error:
+            raise self._failure(error) from error
+
+    def _job(self, arrays: Sequence[Any]) -> Callable[[Sequence[Network]], Any]:
+        at, inputs = self._check(arrays)
+
+        def job(networks: Sequence[Network]) -> Any:
+            outputs = networks[at](inputs)
+            return outputs[0] if len(outputs) == 1 else outputs
+
+        return job
+
+    def _failure(self, error: RuntimeError) -> BundleError:
+        return BundleError(f"{self.manifest.name} failed while running: {error}")
 
     def time(
-        self, runs: int = 30, *, warmup: int = 3, inputs: Sequence[Array] | None = None
+        self, runs: int = 30, *, warmup: int = 3, inputs: Sequence[Any] | None = None
     ) -> list[float]:
         """Seconds that each of `runs` runs took, after `warmup` that don't count.
 
@@ -128,10 +172,11 @@ class Bundle:
         """
         if runs < 1 or warmup < 0:
             raise InputError(f"runs is {runs} and warmup {warmup}: at least 1 and 0 are needed")
-        arrays = self._check(self.noise() if inputs is None else inputs)
+        at, arrays = self._check(self.noise() if inputs is None else inputs)
 
-        def job(network: Network) -> list[float]:
-            tensors = network.take(arrays)
+        def job(networks: Sequence[Network]) -> list[float]:
+            network = networks[at]
+            tensors = network.bind(arrays)
             for _ in range(warmup):
                 network.run(tensors)
             times = []
@@ -141,35 +186,80 @@ class Bundle:
                 times.append(time.perf_counter() - start)
             return times
 
-        return self._do(job)
+        try:
+            times: list[float] = self._networks.do(job)
+        except RuntimeError as error:
+            raise self._failure(error) from error
+        return times
 
-    def noise(self, seed: int = 0) -> list[Array]:
-        """Seeded inputs: standard normal where the dtype is floating, zeros and ones otherwise."""
+    def empty_inputs(self, shapes: int = 0) -> list[Array]:
+        """Uninitialised arrays, which a call reads where they lie; fill them before.
+
+        Args:
+            shapes: which of `manifest.specialisations` they are for.
+        """
+        one = self.manifest.specialisations[shapes]
+        return [empty_aligned(t.shape, t.dtype) for t in one.inputs]
+
+    def noise(self, seed: int = 0, shapes: int = 0) -> list[Array]:
+        """Seeded inputs: standard normal where the dtype is floating, zeros and ones otherwise.
+
+        Args:
+            seed: fixes them.
+            shapes: which of `manifest.specialisations` they are for.
+        """
         rng = np.random.default_rng(seed)
         return [
             rng.standard_normal(t.shape).astype(t.dtype)
             if t.dtype.startswith("float")
             else rng.integers(0, 2, t.shape).astype(t.dtype)
-            for t in self.manifest.inputs
+            for t in self.manifest.specialisations[shapes].inputs
         ]
 
-    def _check(self, arrays: Sequence[Array]) -> list[Array]:
+    def _check(self, arrays: Sequence[Any]) -> tuple[int, list[Array]]:
+        """Which specialisation the arrays are for, and the arrays."""
         wanted = self.manifest.inputs
         if len(arrays) != len(wanted):
             names = ", ".join(str(t) for t in wanted)
             raise InputError(
                 f"{self.manifest.name} takes {len(wanted)} inputs ({names}); got {len(arrays)}"
             )
-        return [_fits(a, t) for a, t in zip(arrays, wanted, strict=True)]
+        found = [_array(a, t) for a, t in zip(arrays, wanted, strict=True)]
+        at = self._by_shape.get(tuple(a.shape for a in found))
+        if at is not None and all(
+            a.dtype == t.dtype for a, t in zip(found, wanted, strict=True)
+        ):  # fmt: skip
+            return at, found
+        raise InputError(self._misfit(found, at))
 
-    def _do(self, job: Callable[[Network], T]) -> T:
-        try:
-            return self._network.do(job)
-        except RuntimeError as error:
-            raise BundleError(f"{self.manifest.name} failed while running: {error}") from error
+    def _misfit(self, arrays: Sequence[Array], at: int | None) -> str:
+        several = self.manifest.specialisations
+        if at is None and len(several) > 1:
+            got = ", ".join(
+                f"{t.name} {a.shape}" for a, t in zip(arrays, several[0].inputs, strict=True)
+            )
+            has = "; ".join(
+                ", ".join(f"{t.name} {t.shape}" for t in one.inputs) for one in several
+            )  # fmt: skip
+            return (
+                f"{self.manifest.name} was not built for the shapes {got}; it has {has}: give one "
+                "of these, or build it with another --shape"
+            )
+        for array, tensor in zip(arrays, several[at or 0].inputs, strict=True):
+            if array.shape != tensor.shape or array.dtype != tensor.dtype:
+                hint = (
+                    f"convert it with .astype('{tensor.dtype}')"
+                    if array.shape == tensor.shape
+                    else "reshape it, or build the model for this shape with --shape"
+                )
+                return (
+                    f"input {tensor.name!r} is {array.dtype} {array.shape}; {tensor.dtype} "
+                    f"{tensor.shape} is needed: {hint}"
+                )
+        raise AssertionError("called for arrays that do not fit")
 
     def close(self) -> None:
-        """End the bundle's threads and free its memory, once calls under way are done."""
+        """End the bundle's threads and free its memory; calls under way or queued finish first."""
         self._finalizer()
 
     def __enter__(self) -> Self:
@@ -188,22 +278,25 @@ class Bundle:
         return f"<Bundle {self.manifest.name}, {self.threads} threads{state}>"
 
 
-def _fits(array: Array, wanted: TensorInfo) -> Array:
-    if not isinstance(array, np.ndarray):
+def _array(array: Any, wanted: TensorInfo) -> Array:
+    """A NumPy array on the memory of what was given."""
+    if isinstance(array, np.ndarray):
+        return array
+    if not hasattr(array, "__dlpack__"):
         raise InputError(
             f"input {wanted.name!r} is a {type(array).__name__}; a NumPy array of "
             f"{wanted.dtype} {wanted.shape} is needed"
         )
-    if array.shape != wanted.shape or array.dtype != wanted.dtype:
-        hint = (
-            f"convert it with .astype('{wanted.dtype}')"
-            if array.shape == wanted.shape
-            else "reshape it, or build the model for this shape with --shape"
-        )
+    try:
+        return np.from_dlpack(array)
+    except (BufferError, RuntimeError, TypeError, ValueError) as error:
         raise InputError(
-            f"input {wanted.name!r} is {array.dtype} {array.shape}; {wanted.dtype} "
-            f"{wanted.shape} is needed: {hint}"
-        )
-    # Read in place, unless it has holes, foreign bytes, or is not to be handed on.
-    whole = array.flags.c_contiguous and array.flags.aligned and array.flags.writeable
-    return array if whole and array.dtype.isnative else np.array(array, wanted.dtype, order="C")
+            f"input {wanted.name!r}, a {type(array).__name__}, cannot be read as it is ({error}): "
+            "give it in this machine's memory, detached from gradients"
+        ) from error
+
+
+def _zeros(tensor: TensorInfo) -> Array:
+    buffer: Array = empty_aligned(tensor.shape, tensor.dtype)
+    buffer[...] = 0
+    return buffer

@@ -12,6 +12,8 @@ from tvmsep.contracts.preprocess import Preprocess
 
 FORMAT = 1
 """Version of the bundle format. 1: the first."""
+FORMAT_SHAPES = 2
+"""With several specialisations. Bundles of one stay at 1, which every tvmsep reads."""
 
 MANIFEST, WEIGHTS, LOG = "manifest.json", "weights.safetensors", "log.jsonl"
 DTYPES = ("float32", "float16", "float64", "int64", "int32", "int16", "int8", "uint8", "bool")
@@ -46,6 +48,21 @@ class Variant(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=T
     """Sum of the tasks' measured times; None when nothing was measured."""
 
 
+class Specialisation(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """The network compiled for one set of input shapes; fields as in `Manifest`."""
+
+    inputs: tuple[TensorInfo, ...]
+    outputs: tuple[TensorInfo, ...]
+    variants: tuple[Variant, ...]
+    weights: tuple[str, ...]
+    flops: Bytes = 0
+
+    @property
+    def title(self) -> str:
+        """`input: float32[1, 3, 224, 224]`, all inputs."""
+        return ", ".join(map(str, self.inputs))
+
+
 class Manifest(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """The contents of `manifest.json`.
 
@@ -77,6 +94,22 @@ class Manifest(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=
     """Floating-point operations of one run, two a multiply-accumulate; 0 when not counted."""
     peak_gflops_per_core: float | None = None
     """FMA peak of one core of the machine that built the bundle, as measured there."""
+    further: tuple[Specialisation, ...] | msgspec.UnsetType = msgspec.UNSET
+    """Format 2: the network for other input shapes. What stands above is for the first ones."""
+
+    @property
+    def specialisations(self) -> tuple[Specialisation, ...]:
+        """All sets of input shapes that the bundle has the network for, the first one first."""
+        first = Specialisation(
+            inputs=self.inputs, outputs=self.outputs, variants=self.variants, weights=self.weights,
+            flops=self.flops,
+        )  # fmt: skip
+        return (first, *(self.further or ()))
+
+    @property
+    def weight_names(self) -> set[str]:
+        """Of all specialisations."""
+        return {name for s in self.specialisations for name in s.weights}
 
     def check(self) -> None:
         """Check what types alone cannot say.
@@ -84,25 +117,14 @@ class Manifest(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=
         Raises:
             ValueError: what is wrong, and where.
         """
-        if not self.inputs or not self.outputs or not self.variants:
-            raise ValueError("inputs, outputs and variants must not be empty")
-        threads = [v.threads for v in self.variants]
-        if threads != sorted(set(threads)):
-            raise ValueError(f"variants have the thread counts {threads}: not rising")
-        for tensor in (*self.inputs, *self.outputs):
-            if tensor.dtype not in DTYPES:
-                raise ValueError(f"{tensor.name} has the unknown dtype {tensor.dtype!r}")
-            if 8 * math.prod(tensor.shape) > _MAX_TENSOR_BYTES:
-                raise ValueError(f"{tensor.name} is too large: {tensor.shape}")
-        for names, what in (
-            ([t.name for t in self.inputs], "inputs"),
-            (list(self.weights), "weights"),
-        ):
-            if len(set(names)) != len(names):
-                raise ValueError(f"two {what} have the same name")
+        if (self.format == FORMAT_SHAPES) != bool(self.further):
+            raise ValueError(f"format {self.format} and further shapes do not fit together")
         needed = {WEIGHTS, LOG}
-        for variant in self.variants:
-            needed |= {variant.library, variant.relax}
+        for one in self.specialisations:
+            _check(one)
+            for variant in one.variants:
+                needed |= {variant.library, variant.relax}
+        _check_together(self.specialisations)
         missing = needed - set(self.members)
         if missing or MANIFEST in self.members:
             raise ValueError(f"members lacks {', '.join(sorted(missing)) or 'nothing'}")
@@ -111,6 +133,41 @@ class Manifest(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=
         """Indented JSON with a newline at its end; equal manifests give equal bytes."""
         encoded = msgspec.json.encode(self, order="deterministic")
         return msgspec.json.format(encoded, indent=2) + b"\n"
+
+
+def _check(one: Specialisation) -> None:
+    if not one.inputs or not one.outputs or not one.variants:
+        raise ValueError("inputs, outputs and variants must not be empty")
+    threads = [v.threads for v in one.variants]
+    if threads != sorted(set(threads)):
+        raise ValueError(f"variants have the thread counts {threads}: not rising")
+    for tensor in (*one.inputs, *one.outputs):
+        if tensor.dtype not in DTYPES:
+            raise ValueError(f"{tensor.name} has the unknown dtype {tensor.dtype!r}")
+        if 8 * math.prod(tensor.shape) > _MAX_TENSOR_BYTES:
+            raise ValueError(f"{tensor.name} is too large: {tensor.shape}")
+    for names, what in (
+        ([t.name for t in one.inputs], "inputs"),
+        (list(one.weights), "weights"),
+    ):
+        if len(set(names)) != len(names):
+            raise ValueError(f"two {what} have the same name")
+
+
+def _check_together(several: tuple[Specialisation, ...]) -> None:
+    def alike(one: Specialisation) -> object:
+        tensors = [[(t.name, t.dtype) for t in side] for side in (one.inputs, one.outputs)]
+        return tensors, [v.threads for v in one.variants]
+
+    for one in several[1:]:
+        if alike(one) != alike(several[0]):
+            raise ValueError(
+                f"{one.title} and {several[0].title} differ in more than their shapes: tensors "
+                "and thread counts must be the same"
+            )
+    shapes = [tuple(t.shape for t in one.inputs) for one in several]
+    if len(set(shapes)) != len(shapes):
+        raise ValueError("two specialisations are for the same input shapes")
 
 
 class _Format(msgspec.Struct):
@@ -125,9 +182,10 @@ def parse_manifest(text: bytes, path: object) -> Manifest:
     """
     try:
         version = msgspec.json.decode(text, type=_Format).format
-        if version != FORMAT:
+        if version not in (FORMAT, FORMAT_SHAPES):
             raise BundleError(
-                f"{path} has bundle format {version}, this tvmsep reads format {FORMAT}: "
+                f"{path} has bundle format {version}, this tvmsep reads formats {FORMAT} and "
+                f"{FORMAT_SHAPES}: "
                 f"rebuild from the log inside: tvmsep build MODEL --log {path}"
             )
         manifest = msgspec.json.decode(text, type=Manifest)

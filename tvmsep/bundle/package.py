@@ -85,7 +85,12 @@ class Package:
         self._unchecked.discard(name)
 
     def weights(self) -> dict[str, NDArray[Any]]:
-        """The weights in call order, 64-byte aligned, in memory of their own.
+        """The first specialisation's weights in call order; see `all_weights`."""
+        arrays = self.all_weights()
+        return {name: arrays[name] for name in self.manifest.weights}
+
+    def all_weights(self) -> dict[str, NDArray[Any]]:
+        """The weights of all specialisations, 64-byte aligned, in memory of their own.
 
         Raises:
             BundleError: they are damaged, or aren't those that the manifest lists.
@@ -96,10 +101,10 @@ class Package:
         self._archive.read_into(WEIGHTS, buffer)
         self._compare(WEIGHTS, buffer)
         arrays = decode_weights(buffer, self.path)
-        if set(arrays) != set(self.manifest.weights):
-            odd = ", ".join(sorted(set(arrays) ^ set(self.manifest.weights)))
-            raise BundleError(f"{self.path}: its weights and its manifest differ in {odd}")
-        return {name: arrays[name] for name in self.manifest.weights}
+        if odd := set(arrays) ^ self.manifest.weight_names:
+            names = ", ".join(sorted(odd))
+            raise BundleError(f"{self.path}: its weights and its manifest differ in {names}")
+        return arrays
 
     def members(self) -> list[str]:
         """Names of all members, sorted."""

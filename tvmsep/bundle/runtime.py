@@ -26,6 +26,8 @@ import sys
 import tempfile
 import threading
 from collections.abc import Callable, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass
 from pathlib import Path
 from types import ModuleType
 from typing import Any, TypeVar
@@ -106,28 +108,35 @@ def allowed_cpus() -> list[int]:
     return list(range(os.cpu_count() or 1))
 
 
+@dataclass(frozen=True)
+class Program:
+    """A compiled network that is not loaded yet.
+
+    Attributes:
+        library: the shared library, a Relax VM executable that was linked with the pool.
+        inputs: one array per input, for callers' data that cannot be read where it lies.
+        weights: 64-byte aligned arrays in call order.
+    """
+
+    library: bytes
+    inputs: Sequence[Any]
+    weights: Sequence[Any]
+
+
 class Network:
-    """A compiled network with its weights and its threads. Any thread may call it.
+    """A compiled network with its weights and its threads; one thread at a time may call it.
 
     Args:
-        library: the shared library, a Relax VM executable that was linked with the pool.
-        inputs: how many inputs it takes, before its weights.
-        weights: 64-byte aligned arrays in call order.
+        program: what to load.
         threads: how many work on a call, the caller's included.
 
     Raises:
         BundleError: the library doesn't load, or doesn't take these parameters.
     """
 
-    def __init__(
-        self, library: bytes, inputs: int, weights: Sequence[Any], threads: int
-    ) -> None:
-        tvm_ffi = load_runtime()
-        self._ffi = tvm_ffi
-        self._pid = os.getpid()
-        self._lock = threading.Lock()
-        self._module = _load_library_bytes(tvm_ffi, library)
-        self._vm = self._run = None
+    def __init__(self, program: Program, threads: int) -> None:
+        self._ffi = load_runtime()
+        self._module = _load_library_bytes(self._ffi, program.library)
         try:
             self._set_threads = self._module.get_function(_THREADS, query_imports=True)
         except AttributeError as error:
@@ -135,64 +144,148 @@ class Network:
                 "its library has no threads of its own: an earlier tvmsep built it; build it again"
             ) from error
         try:
-            vm = self._module["vm_load_executable"]()
-            vm["vm_initialization"](_CPU, 0, _POOLED)
-            arity = vm["get_function_arity"]("main")
-            if arity != inputs + len(weights):
+            self._vm = self._module["vm_load_executable"]()
+            self._vm["vm_initialization"](_CPU, 0, _POOLED)
+            arity = self._vm["get_function_arity"]("main")
+            if arity != len(program.inputs) + len(program.weights):
                 raise BundleError(
-                    f"its library takes {arity} parameters, the manifest lists {inputs} "
-                    f"inputs and {len(weights)} weights"
+                    f"its library takes {arity} parameters, the manifest lists "
+                    f"{len(program.inputs)} inputs and {len(program.weights)} weights"
                 )
-            self._weights = tuple(map(tvm_ffi.from_dlpack, weights))
+            weights = [self._ffi.from_dlpack(a) for a in program.weights]
+            self._vm["save_function"]("main", "tvmsep_bound", 1, *weights)
+            self._buffers = [(a, self._ffi.from_dlpack(a)) for a in program.inputs]
+            self._kept = {a.ctypes.data for a in (*program.inputs, *program.weights)}
+            self._main = self._vm["tvmsep_bound"]
             self._set_threads(threads)
-            self._vm, self._run = vm, vm["main"]
         except (AttributeError, RuntimeError, ValueError, TypeError) as error:
             raise BundleError(f"its library is no Relax executable: {error}") from error
 
-    def do(self, job: Callable[[Network], T]) -> T:
-        """Do something with the network while no other thread does.
+    def __call__(self, arrays: Sequence[Any]) -> tuple[Any, ...]:
+        """Run on NumPy arrays of the right shapes; the outputs are new arrays on TVM's memory."""
+        import numpy as np
+
+        result = self._main(*self.bind(arrays))
+        parts = (result,) if isinstance(result, self._ffi.Tensor) else tuple(result)
+        outputs, taken = [], self._kept | {a.ctypes.data for a in arrays}
+        for part in parts:
+            output = np.from_dlpack(part)
+            if output.ctypes.data in taken:  # a view, such as a reshaped input
+                output = output.copy()
+            taken.add(output.ctypes.data)
+            outputs.append(output)
+        return tuple(outputs)
+
+    def bind(self, arrays: Sequence[Any]) -> list[Any]:
+        """TVM's tensors for arrays: on their own memory where kernels can read it, else copied."""
+        import numpy as np
+
+        tensors = []
+        for array, (buffer, tensor) in zip(arrays, self._buffers, strict=True):
+            flags = array.flags
+            # A read-only array has no DLPack form that TVM understands.
+            if flags.c_contiguous and flags.aligned and flags.writeable:
+                tensors.append(self._ffi.from_dlpack(array))
+            else:
+                np.copyto(buffer, array)
+                tensors.append(tensor)
+        return tensors
+
+    def run(self, tensors: Sequence[Any]) -> Any:
+        """Run on what `bind` made and leave the outputs in TVM's memory."""
+        return self._main(*tensors)
+
+    def unload(self) -> None:
+        """End the threads and drop the library."""
+        self._set_threads(0)
+        self._main = self._vm = self._set_threads = self._module = None
+        self._buffers = []
+
+
+class Networks:
+    """Networks that are used in turn, by any thread, and end together.
+
+    Args:
+        programs: what to load.
+        threads: of each.
+
+    Raises:
+        BundleError: as for `Network`.
+    """
+
+    def __init__(self, programs: Sequence[Program], threads: int) -> None:
+        self._lock = threading.RLock()
+        self._pid = os.getpid()
+        self._closed = False
+        self._runner: ThreadPoolExecutor | None = None
+        self._runner_id = 0
+        self._loaded: list[Network] = []
+        try:
+            for program in programs:
+                self._loaded.append(Network(program, threads))
+        except BundleError:
+            self.close()
+            raise
+
+    def do(self, job: Callable[[Sequence[Network]], T]) -> T:
+        """Do something on the calling thread, while no other does.
 
         Raises:
-            BundleError: released, or loaded before a fork.
+            BundleError: closed, or loaded before a fork.
         """
+        self._check()
+        with self._lock:
+            if not self._loaded:
+                raise _closed()
+            return job(self._loaded)
+
+    def submit(self, job: Callable[[Sequence[Network]], T]) -> Future[T]:
+        """Do something in the background, in the order of the calls; cancelled before, it is not.
+
+        Raises:
+            BundleError: closed, or loaded before a fork.
+        """
+        self._check()
+        with self._lock:
+            if self._closed:
+                raise _closed()
+            if self._runner is None:
+                self._runner = ThreadPoolExecutor(1, "tvmsep", self._note_runner)
+            return self._runner.submit(self.do, job)
+
+    def close(self) -> None:
+        """Let what was submitted finish, end all threads and give back TVM's memory.
+
+        Outputs that somebody still holds stay.
+        """
+        if os.getpid() != self._pid:
+            return
+        with self._lock:
+            if self._closed:
+                return
+            self._closed = True
+        if self._runner is not None:
+            # An abandoned bundle may be collected in the middle of its own runner's work.
+            self._runner.shutdown(wait=threading.get_ident() != self._runner_id)
+        with self._lock:
+            for network in self._loaded:
+                network.unload()
+            self._loaded = []
+            load_runtime().get_global_func("vm.builtin.memory_manager.clear")()
+
+    def _note_runner(self) -> None:
+        self._runner_id = threading.get_ident()
+
+    def _check(self) -> None:
         if os.getpid() != self._pid:
             raise BundleError(
                 "this bundle was loaded before the process forked, and its threads stayed behind; "
                 "load it in the child"
             )
-        with self._lock:
-            if self._run is None:
-                raise BundleError("this bundle is closed; load it again")
-            return job(self)
 
-    def __call__(self, *arrays: Any) -> tuple[Any, ...]:
-        """Run on C-contiguous NumPy arrays, which are not copied; the outputs are new ones."""
-        import numpy as np
 
-        result = self.run(self.take(arrays))
-        parts = (result,) if isinstance(result, self._ffi.Tensor) else tuple(result)
-        return tuple(np.array(np.from_dlpack(part)) for part in parts)
-
-    def take(self, arrays: Sequence[Any]) -> tuple[Any, ...]:
-        """The arrays as TVM sees them, in the same memory."""
-        return tuple(map(self._ffi.from_dlpack, arrays))
-
-    def run(self, tensors: Sequence[Any]) -> Any:
-        """Run on what `take` gave and leave the outputs in TVM's memory."""
-        assert self._run is not None
-        return self._run(*tensors, *self._weights)
-
-    def release(self) -> None:
-        """End the threads, give back TVM's memory and unload the library; once the call is done."""
-        if os.getpid() != self._pid:
-            return
-        with self._lock:
-            if self._run is None:
-                return
-            self._set_threads(0)
-            self._run = self._vm = self._set_threads = self._module = None
-            self._weights = ()
-            self._ffi.get_global_func("vm.builtin.memory_manager.clear")()
+def _closed() -> BundleError:
+    return BundleError("this bundle is closed; load it again")
 
 
 def _load_library_bytes(tvm_ffi: ModuleType, library: bytes) -> Any:

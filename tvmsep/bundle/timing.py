@@ -20,6 +20,8 @@ class BenchResult(msgspec.Struct, frozen=True, kw_only=True):
     """Times of one bundle at one thread count, in seconds."""
 
     name: str
+    inputs: str
+    """Their names, dtypes and shapes."""
     threads: int
     tuned_for: int
     """Threads that the variant which ran was tuned for."""
@@ -40,29 +42,33 @@ class BenchResult(msgspec.Struct, frozen=True, kw_only=True):
 def bench(bundles: Sequence[Bundle], runs: int = 100) -> list[BenchResult]:
     """Time each bundle `runs` times, a few at a time in turn, on the same seeded inputs.
 
+    A bundle of several sets of input shapes is timed for each, and has a result for each.
+
     Raises:
         InputError: fewer than 4 runs, of which quartiles would say nothing.
     """
     if runs < 4:
         raise InputError(f"runs is {runs}: quartiles need at least 4")
-    times: list[list[float]] = [[] for _ in bundles]
+    entrants = [(b, n) for b in bundles for n in range(len(b.manifest.specialisations))]
+    times: list[list[float]] = [[] for _ in entrants]
     rounds = min(_ROUNDS, runs)
     for i in range(rounds):
         share = runs // rounds + (i < runs % rounds)
-        for bundle, mine in zip(bundles, times, strict=True):
+        for (bundle, shapes), mine in zip(entrants, times, strict=True):
             if len(bundles) > 1 and any(b.threads > 1 for b in bundles):
                 time.sleep(_SETTLE_S)
-            mine += bundle.time(share, warmup=3)
-    return [_summary(b, t) for b, t in zip(bundles, times, strict=True)]
+            mine += bundle.time(share, warmup=3, inputs=bundle.noise(shapes=shapes))
+    return [_summary(b, n, t) for (b, n), t in zip(entrants, times, strict=True)]
 
 
-def _summary(bundle: Bundle, times: list[float]) -> BenchResult:
+def _summary(bundle: Bundle, shapes: int, times: list[float]) -> BenchResult:
     q1, median, q3 = statistics.quantiles(times, n=4, method="inclusive")
-    manifest = bundle.manifest
-    gflops = manifest.flops / median / 1e9 if manifest.flops else None
+    manifest, one = bundle.manifest, bundle.manifest.specialisations[shapes]
+    gflops = one.flops / median / 1e9 if one.flops else None
     peak = manifest.peak_gflops_per_core
     return BenchResult(
         name=manifest.name,
+        inputs=one.title,
         threads=bundle.threads,
         tuned_for=bundle.variant.threads,
         runs=len(times),

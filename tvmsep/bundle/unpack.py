@@ -1,4 +1,4 @@
-"""Take a bundle apart: as a folder, as a tar of that folder, or its shared library alone."""
+"""Take a bundle apart: as a folder, as a tar of that folder, its library or a header alone."""
 
 from __future__ import annotations
 
@@ -11,11 +11,13 @@ from pathlib import Path
 from typing import BinaryIO, Literal
 
 from tvmsep.bundle.archive import cannot_write, write_file
+from tvmsep.bundle.header import c_header
+from tvmsep.bundle.manifest import MANIFEST
 from tvmsep.bundle.package import Package
 from tvmsep.bundle.runtime import allowed_cpus
 from tvmsep.contracts import InputError
 
-Format = Literal["so", "tar", "dir"]
+Format = Literal["so", "tar", "dir", "header"]
 
 
 def export(
@@ -32,7 +34,8 @@ def export(
         out: what to make: a folder for `dir`, else a file.
         format: `dir`: every member as a file. `tar`: the same in an uncompressed tar, under a
             folder named like `out`, equal bundles giving equal tars. `so`: the library alone, a
-            Relax VM executable whose `main` takes the inputs and then the weights.
+            Relax VM executable whose `main` takes the inputs and then the weights, of the first
+            input shapes. `header`: names, shapes and preprocessing for C.
         threads: for `so`, whose library: the variant for this count; by default the one that
             `Bundle.load` would take.
 
@@ -41,8 +44,9 @@ def export(
 
     Raises:
         BundleError: damaged bundle, or `out` cannot be written; nothing is left behind then.
-        InputError: `out` is a folder with something in it, the bundle has no variant for
-            `threads`, or `threads` came with a format that takes all variants.
+        InputError: `out` is a folder with something in it, or no name in C can begin with its
+            stem, the bundle has no variant for `threads`, or `threads` came with a format that
+            takes all variants.
     """
     out = Path(out)
     if out.exists() and out.samefile(path):
@@ -58,6 +62,10 @@ def export(
             return [variant.library]
         if threads is not None:
             raise InputError(f"--format {format} holds every thread count; --threads is for so")
+        if format == "header":
+            text = c_header(package.manifest, out.stem)
+            write_file(out, lambda file: file.write(text.encode()))
+            return [MANIFEST]
         contents = {name: package.read(name) for name in package.members()}
     if format == "dir":
         _write_folder(out, contents)

@@ -5,18 +5,44 @@ from __future__ import annotations
 import hashlib
 import os
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import msgspec
 from numpy.typing import NDArray
 
 from tvmsep import __version__
 from tvmsep.bundle.archive import write_archive
-from tvmsep.bundle.manifest import LOG, MANIFEST, WEIGHTS, Manifest, TensorInfo, Variant
+from tvmsep.bundle.manifest import (
+    FORMAT,
+    FORMAT_SHAPES,
+    LOG,
+    MANIFEST,
+    WEIGHTS,
+    Manifest,
+    Specialisation,
+    TensorInfo,
+    Variant,
+)
 from tvmsep.bundle.runtime import runtime_version
 from tvmsep.bundle.weights import encode_weights
 from tvmsep.contracts import BundleError, Target
 from tvmsep.contracts.preprocess import Preprocess
+
+
+@dataclass(frozen=True, kw_only=True)
+class Compiled:
+    """The network compiled for one set of input shapes; see `write_bundle`."""
+
+    inputs: Sequence[TensorInfo]
+    outputs: Sequence[TensorInfo]
+    libraries: Mapping[int, bytes | Path]
+    weights: Mapping[str, NDArray[Any]]
+    relax: Mapping[int, str]
+    peak_ram_bytes: Mapping[int, int]
+    estimate_s: Mapping[int, float]
+    flops: int
 
 
 def write_bundle(
@@ -39,6 +65,7 @@ def write_bundle(
     labels: Sequence[str] | None = None,
     flops: int = 0,
     peak_gflops_per_core: float | None = None,
+    further: Sequence[Compiled] = (),
 ) -> Manifest:
     """Write a bundle; equal arguments make equal files.
 
@@ -62,47 +89,33 @@ def write_bundle(
         labels: class names, where known.
         flops: floating-point operations of one run, two a multiply-accumulate.
         peak_gflops_per_core: FMA peak of one core, as measured on this machine.
+        further: the network for other input shapes, for the same thread counts.
 
     Raises:
         BundleError: the file cannot be written (nothing is left behind), or the parts don't fit
             together.
     """
     path = Path(path)
-    counts = sorted(libraries)
-    if sorted(relax) != counts or sorted(peak_ram_bytes) != counts:
-        raise BundleError(
-            f"libraries, Relax texts and peak RAM are for the thread counts {counts}, "
-            f"{sorted(relax)} and {sorted(peak_ram_bytes)}: they must be the same"
-        )
+    first = Compiled(
+        inputs=inputs, outputs=outputs, libraries=libraries, weights=weights, relax=relax,
+        peak_ram_bytes=peak_ram_bytes, estimate_s=estimate_s or {}, flops=flops,
+    )  # fmt: skip
     contents: dict[str, bytes] = {
-        WEIGHTS: encode_weights(weights),
         LOG: "".join(line.rstrip("\n") + "\n" for line in log_lines).encode(),
     }
-    variants = []
-    for threads in counts:
-        library = libraries[threads]
-        variants.append(
-            Variant(
-                threads=threads,
-                library=f"lib/threads{threads}.so",
-                relax=f"relax/threads{threads}.txt",
-                peak_ram_bytes=peak_ram_bytes[threads],
-                estimate_s=(estimate_s or {}).get(threads),
-            )
-        )
-        contents[variants[-1].relax] = relax[threads].encode()
-        contents[variants[-1].library] = (
-            library if isinstance(library, bytes) else library.read_bytes()
-        )
+    pool: dict[str, NDArray[Any]] = {}
+    parts = [_specialise(part, n, contents, pool) for n, part in enumerate((first, *further))]
+    contents[WEIGHTS] = encode_weights(pool)
     manifest = Manifest(
+        format=FORMAT_SHAPES if further else FORMAT,
         name=name,
         tvmsep=__version__,
         tvm=runtime_version(),
         target=target,
-        inputs=tuple(inputs),
-        outputs=tuple(outputs),
-        variants=tuple(variants),
-        weights=tuple(weights),
+        inputs=parts[0].inputs,
+        outputs=parts[0].outputs,
+        variants=parts[0].variants,
+        weights=parts[0].weights,
         members={n: hashlib.sha256(contents[n]).hexdigest() for n in sorted(contents)},
         source=dict(source or {}),
         licence=licence,
@@ -112,6 +125,7 @@ def write_bundle(
         log_total=max(log_total, len(log_lines)),
         flops=flops,
         peak_gflops_per_core=peak_gflops_per_core,
+        further=tuple(parts[1:]) or msgspec.UNSET,
     )
     try:
         manifest.check()
@@ -119,3 +133,54 @@ def write_bundle(
         raise BundleError(f"cannot write {path}: {error}") from error
     write_archive(path, {**contents, MANIFEST: manifest.to_json()})
     return manifest
+
+
+def _specialise(
+    part: Compiled, number: int, contents: dict[str, bytes], pool: dict[str, NDArray[Any]]
+) -> Specialisation:
+    """Add a part's libraries and texts to the members and its weights to the pool."""
+    counts = sorted(part.libraries)
+    if sorted(part.relax) != counts or sorted(part.peak_ram_bytes) != counts:
+        raise BundleError(
+            f"libraries, Relax texts and peak RAM are for the thread counts {counts}, "
+            f"{sorted(part.relax)} and {sorted(part.peak_ram_bytes)}: they must be the same"
+        )
+    prefix = f"shape{number + 1}-" if number else ""
+    variants = []
+    for threads in counts:
+        library = part.libraries[threads]
+        variants.append(
+            Variant(
+                threads=threads,
+                library=f"lib/{prefix}threads{threads}.so",
+                relax=f"relax/{prefix}threads{threads}.txt",
+                peak_ram_bytes=part.peak_ram_bytes[threads],
+                estimate_s=part.estimate_s.get(threads),
+            )
+        )
+        contents[variants[-1].relax] = part.relax[threads].encode()
+        contents[variants[-1].library] = (
+            library if isinstance(library, bytes) else library.read_bytes()
+        )
+    return Specialisation(
+        inputs=tuple(part.inputs),
+        outputs=tuple(part.outputs),
+        variants=tuple(variants),
+        weights=tuple(_pooled(name, array, pool) for name, array in part.weights.items()),
+        flops=part.flops,
+    )
+
+
+def _pooled(name: str, array: NDArray[Any], pool: dict[str, NDArray[Any]]) -> str:
+    """The name under which the pool holds an array: once, whichever shapes it is for."""
+    key, number = name, 1
+    while not _same(pool.setdefault(key, array), array):
+        number += 1
+        key = f"{name}@{number}"
+    return key
+
+
+def _same(a: NDArray[Any], b: NDArray[Any]) -> bool:
+    return a is b or (
+        a.dtype == b.dtype and a.shape == b.shape and a.tobytes() == b.tobytes()
+    )  # fmt: skip

@@ -16,9 +16,11 @@ def main() -> None:
         )
         raise SystemExit(2)
     warnings.showwarning = _show_warning
+    from tvmsep.cli import interrupt
     from tvmsep.cli.app import app
     from tvmsep.contracts import TvmsepError
 
+    interrupt.install()
     try:
         app(prog_name="tvmsep")
     except KeyboardInterrupt:
@@ -27,6 +29,13 @@ def main() -> None:
     except TvmsepError as error:
         print(f"error: {error}", file=sys.stderr)
         raise SystemExit(error.exit_code) from None
+    except RuntimeError:
+        if not interrupt.pending():
+            raise
+        print("interrupted", file=sys.stderr)
+        raise SystemExit(130) from None
+    finally:
+        interrupt.no_more()
 
 
 def _show_warning(

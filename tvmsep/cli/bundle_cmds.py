@@ -8,7 +8,7 @@ import time
 from collections.abc import Sequence
 from contextlib import ExitStack
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, BinaryIO
+from typing import TYPE_CHECKING, Annotated, Any, BinaryIO, cast
 
 import typer
 
@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
     from tvmsep.bundle import BenchResult, Manifest
+    from tvmsep.bundle.unpack import Format
 
 BundlePath = Annotated[Path, typer.Argument(metavar="BUNDLE", help="A .tvmsep file.")]
 RequireSignature = Annotated[
@@ -33,6 +34,8 @@ class ExportFormat(enum.StrEnum):
     so = "so"
     tar = "tar"
     dir = "dir"
+    header = "header"
+    object = "object"
 
 
 def register(app: typer.Typer) -> None:
@@ -138,7 +141,11 @@ def bench(
             stack.enter_context(Bundle.load(bundle, n, trust=require_signature)) for n in counts
         ]
         results = time_bundles(loaded, runs)
-    ram = {v.threads: v.peak_ram_bytes for v in manifest.variants}
+    ram = {
+        (one.title, v.threads): v.peak_ram_bytes
+        for one in manifest.specialisations
+        for v in one.variants
+    }
     if as_json:
         import msgspec
 
@@ -148,15 +155,18 @@ def bench(
                 "target": manifest.target.name,
                 "process_peak_rss_bytes": _peak_rss_bytes(),
                 "results": [
-                    {**msgspec.to_builtins(r), "peak_ram_bytes": ram[r.tuned_for]} for r in results
+                    {**msgspec.to_builtins(r), "peak_ram_bytes": ram[r.inputs, r.tuned_for]}
+                    for r in results
                 ],
             }
         )
         return
-    _print_table(
-        ["threads", "median ms", "quartiles ms", "spread", "GFLOP/s", "of peak", "planned RAM"],
-        [_bench_row(r, ram[r.tuned_for]) for r in results],
-    )
+    head = ["threads", "median ms", "quartiles ms", "spread", "GFLOP/s", "of peak", "planned RAM"]
+    rows = [_bench_row(r, ram[r.inputs, r.tuned_for]) for r in results]
+    if manifest.further:
+        head.append("input")
+        rows = [[*row, r.inputs] for row, r in zip(rows, results, strict=True)]
+    _print_table(head, rows)
     print(
         f"{manifest.name} for {manifest.target.name}: {runs} runs each, seeded noise as input; "
         f"this process peaked at {_megabytes(_peak_rss_bytes())}"
@@ -186,10 +196,16 @@ def show(bundle: BundlePath, as_json: AsJson = False) -> None:
         ["licence", manifest.licence],
         ["target", f"{manifest.target.name} ({manifest.target.triple}, {manifest.target.mcpu})"],
         ["made by", f"tvmsep {manifest.tvmsep}, apache-tvm {manifest.tvm}"],
-        *(["input", str(t)] for t in manifest.inputs),
-        *(["output", str(t)] for t in manifest.outputs),
-        *(["variant", _variant_line(v)] for v in manifest.variants),
-        ["weights", f"{len(manifest.weights)} arrays"],
+        *(
+            row
+            for one in manifest.specialisations
+            for row in (
+                *(["input", str(t)] for t in one.inputs),
+                *(["output", str(t)] for t in one.outputs),
+                *(["variant", _variant_line(v)] for v in one.variants),
+            )
+        ),
+        ["weights", f"{len(manifest.weight_names)} arrays"],
         ["log", f"{manifest.log_lines} of {manifest.log_total} lines used"],
         ["pictures", "preprocessing known" if manifest.preprocess else "preprocessing unknown"],
         ["labels", str(len(manifest.labels)) if manifest.labels else "none"],
@@ -200,21 +216,33 @@ def show(bundle: BundlePath, as_json: AsJson = False) -> None:
 
 def export(
     bundle: BundlePath,
-    format: Annotated[ExportFormat, typer.Option(help="One library, a tar or a folder of all.")],
+    format: Annotated[ExportFormat, typer.Option(help="What to make; docs/deploy.md says more.")],
     output: Annotated[Path, typer.Option("--output", "-o", help="File or folder to make.")],
     threads: Annotated[
-        int | None, typer.Option(min=1, help="For so: the library of this thread count.")
+        int | None, typer.Option(min=1, help="For so and object: the network of this thread count.")
     ] = None,
 ) -> None:
-    """Take a bundle apart: its library alone (so), or all its members (tar, dir)."""
+    """Take a bundle apart (so, tar, dir), or make a C header or an object to link of it."""
+    if format is ExportFormat.object:
+        from tvmsep.api import export_object
+
+        export_object(bundle, output, threads=threads)
+        stem = output.with_suffix("")
+        print(
+            f"{output}: kernels, weights and manifest; link it with libtvm_runtime and "
+            f"libtvm_ffi; its names: tvmsep export {bundle} --format header -o {stem}.h"
+        )
+        return
     from tvmsep.bundle import export as unpack
 
-    written = unpack(bundle, output, format.value, threads=threads)
+    written = unpack(bundle, output, cast("Format", format.value), threads=threads)
     if format is ExportFormat.so:
         print(
             f"{output}: {written[0]}; the weights that its main takes after the inputs are in "
             "weights.safetensors: see --format dir"
         )
+    elif format is ExportFormat.header:
+        print(f"{output}: inputs, outputs and preprocessing")
     else:
         print(f"{output}: {len(written)} members")
 
@@ -265,6 +293,12 @@ def _read_inputs(given: list[str], manifest: Manifest) -> list[NDArray[Any]]:
     files: dict[str, Path] = {}
     for i, text in enumerate(given):
         name, equals, rest = text.partition("=")
+        if equals and name not in names and not Path(text).exists():
+            wanted = " ".join(f"--input {n}=FILE" for n in names)
+            raise InputError(
+                f"--input {text}: {manifest.name} has no input {name!r}, and there is no file of "
+                f"that name: it takes {wanted}"
+            )
         if not (equals and name in names):
             name, rest = (names[i] if i < len(names) else ""), text
         if not name or name in files:

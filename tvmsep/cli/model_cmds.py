@@ -11,13 +11,15 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from tvmsep.cli import options
+from tvmsep.cli import interrupt, options
+from tvmsep.cli.built import print_report
 from tvmsep.cli.options import (
     AsJson,
     LabelsOption,
     Model,
     ParamsOption,
     PreprocessOption,
+    ShapeSetsOption,
     ShapesOption,
     TargetName,
     Threads,
@@ -26,7 +28,6 @@ from tvmsep.cli.verify_cmd import verify
 from tvmsep.contracts import BoardError, InputError
 
 if TYPE_CHECKING:
-    from tvmsep.api import Report
     from tvmsep.tuner import Strategy
 
 Output = Annotated[
@@ -42,6 +43,7 @@ def register(app: typer.Typer) -> None:
 
 
 def _say(text: str) -> None:
+    interrupt.survived()
     print(text, file=sys.stderr, flush=True)
 
 
@@ -104,7 +106,7 @@ def tune(
         ),
     ] = None,
     cold: Annotated[bool, typer.Option("--cold", help="Learn from no other log.")] = False,
-    shape: ShapesOption = None,
+    shape: ShapeSetsOption = None,
     params: ParamsOption = None,
     preprocess: PreprocessOption = None,
     labels: LabelsOption = None,
@@ -119,7 +121,7 @@ def tune(
     from tvmsep.cli.progress import TuneProgress, summary
 
     # A batch system's way of asking to stop gets what Ctrl-C gets: a bundle of the best so far.
-    signal.signal(signal.SIGTERM, signal.default_int_handler)
+    signal.signal(signal.SIGTERM, interrupt.interrupt)
     if key and rpc is None:
         raise InputError("--key names boards at a tracker: give --rpc HOST:PORT too")
     if cold and warm_start:
@@ -149,7 +151,7 @@ def tune(
             seed=seed,
             strategy=way,
             warm_start=() if cold else warm_start,
-            shapes=options.shapes(shape),
+            shapes=options.shape_sets(shape),
             params=params,
             preprocess=options.preprocess(preprocess),
             labels=options.labels(labels),
@@ -162,7 +164,7 @@ def tune(
     if report.result is not None:
         reason = report.result.reason.replace("_", " ")
         _say(f"tuning ended ({reason}): {summary(report.result.state)}")
-    _print_report(report, as_json)
+    print_report(report, as_json)
     if report.result is not None and report.result.reason == "interrupted":
         raise typer.Exit(130)
     if report.result is not None and report.result.reason == "board_lost":
@@ -235,7 +237,7 @@ def build(
     logs: Annotated[
         bool, typer.Option("--logs/--no-logs", help="Use the logs that ship with tvmsep.")
     ] = True,
-    shape: ShapesOption = None,
+    shape: ShapeSetsOption = None,
     params: ParamsOption = None,
     preprocess: PreprocessOption = None,
     labels: LabelsOption = None,
@@ -252,63 +254,13 @@ def build(
         target=target,
         threads=options.thread_counts(threads),
         logs=log if log else (None if logs else ()),
-        shapes=options.shapes(shape),
+        shapes=options.shape_sets(shape),
         params=params,
         preprocess=options.preprocess(preprocess),
         labels=options.labels(labels),
         say=_say,
     )
-    _print_report(report, as_json)
-
-
-QUIET = 0.05
-"""Largest difference between a network's time and the sum of its kernels' on a quiet machine."""
-STEPS_S = 1e-4
-"""What going from kernel to kernel may cost besides."""
-
-
-def _print_report(report: Report, as_json: bool) -> None:
-    import msgspec
-
-    size = report.path.stat().st_size
-    state = report.result.state if report.result else None
-    if as_json:
-        print(
-            json.dumps(
-                {
-                    "bundle": str(report.path),
-                    "bytes": size,
-                    "tasks": report.tasks,
-                    "tuned_tasks": report.tuned,
-                    "check": msgspec.to_builtins(report.check),
-                    "variants": msgspec.to_builtins(report.manifest.variants),
-                    "kernels_s": state.kernels_s if state else {},
-                    "network_s": state.whole_s if state else {},
-                }
-            )
-        )
-        return
-    for line in report.check.lines() if report.check else ():
-        print(line)
-    for v in report.manifest.variants:
-        estimate = "" if v.estimate_s is None else f", kernels sum to {v.estimate_s * 1e3:.2f} ms"
-        whole = state.whole_s.get(v.threads) if state else None
-        apart, apart_s = 0.0, 0.0
-        if state and whole is not None:
-            kernels = state.kernels_s[v.threads]
-            apart, apart_s = whole / kernels - 1, abs(whole - kernels)
-            estimate = (
-                f", kernels sum to {kernels * 1e3:.2f} ms, the network takes {whole * 1e3:.2f} ms"
-                f" ({100 * apart:+.0f}%)"
-            )
-        print(f"{v.threads} thread(s): peak RAM {v.peak_ram_bytes / 1e6:.1f} MB{estimate}")
-        if abs(apart) > QUIET and apart_s > STEPS_S:
-            print(
-                f"  more than {100 * QUIET:.0f}% apart: the machine was not quiet; run this again "
-                "when it is, and the best few are measured anew"
-            )
-    print(f"{report.tuned} of {report.tasks} kernels run a measured config")
-    print(f"wrote {report.path} ({size / 1e6:.1f} MB)")
+    print_report(report, as_json)
 
 
 def inspect(

@@ -35,6 +35,14 @@ ShapesOption = Annotated[
     list[str] | None,
     typer.Option("--shape", metavar="NAME=1,3,224,224", help="Fix a dynamic input's shape."),
 ]
+ShapeSetsOption = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--shape",
+        metavar="NAME=1,3,224,224",
+        help="Fix a dynamic input's shape; again for another shape in the same bundle.",
+    ),
+]
 ParamsOption = Annotated[
     Path | None, typer.Option("--params", metavar="FILE", help="A .relay file's weights.")
 ]
@@ -131,19 +139,42 @@ def offline_board(text: str) -> ReplayBoard | NullBoard:
 
 
 def shapes(items: list[str] | None) -> dict[str, tuple[int, ...]] | None:
-    """`name=1,3,224,224`, several times, as a dictionary.
+    """`name=1,3,224,224`, once an input, as a dictionary.
 
     Raises:
-        InputError: a malformed item.
+        InputError: a malformed item, or two for one input.
     """
-    result: dict[str, tuple[int, ...]] = {}
+    sets = shape_sets(items)
+    if sets is not None and len(sets) > 1:
+        raise InputError("--shape was given twice for one input: this command takes one shape")
+    return sets[0] if sets else None
+
+
+def shape_sets(items: list[str] | None) -> list[dict[str, tuple[int, ...]]] | None:
+    """`name=1,3,224,224`, several times, as one dictionary for each set of shapes.
+
+    The first shapes of the inputs make the first set, the second ones the second; an input with one
+    shape has it in every set.
+
+    Raises:
+        InputError: a malformed item, or inputs with different numbers of shapes.
+    """
+    found: dict[str, list[tuple[int, ...]]] = {}
     for item in items or []:
         name, _, dims = item.rpartition("=")
         parts = [d.strip() for d in dims.split(",")]
         if not name or not all(p.isdecimal() and int(p) > 0 for p in parts):
             raise InputError(f"--shape {item!r}: write it as name=1,3,224,224")
-        result[name] = tuple(map(int, parts))
-    return result or None
+        found.setdefault(name, []).append(tuple(map(int, parts)))
+    counts = {name: len(given) for name, given in found.items() if len(given) > 1}
+    if len(set(counts.values())) > 1:
+        told = ", ".join(f"{name} has {n}" for name, n in counts.items())
+        raise InputError(f"--shape: {told}: give each input one shape, or one for each set")
+    sets = max(counts.values(), default=1)
+    return [
+        {name: given[i if len(given) > 1 else 0] for name, given in found.items()}
+        for i in range(sets)
+    ] if found else None  # fmt: skip
 
 
 def tracker(
@@ -180,6 +211,26 @@ def tracker(
     if all(b.state == "busy" for b in boards):
         say(f"every board {key} is busy: waiting for one (`tvmsep boards --rpc {text}`)")
     return place
+
+
+def check_new(path: Path, *inputs: Path) -> None:
+    """See before any work that a file can be written, and is none of those that are read.
+
+    Raises:
+        InputError: it cannot, or is.
+    """
+    import tempfile
+
+    from tvmsep.bundle.archive import cannot_write, check_replaceable
+
+    check_replaceable(path, *inputs)
+    if path.is_dir():
+        raise InputError(f"cannot write {path}: it is a folder; give a file name")
+    try:
+        with tempfile.TemporaryFile(dir=path.parent):
+            pass
+    except OSError as error:
+        raise cannot_write(path, error) from error
 
 
 def write_new(path: Path, text: str) -> None:

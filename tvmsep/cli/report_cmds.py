@@ -51,8 +51,8 @@ def profile(
     from tvmsep.cli.profile_table import print_profile, profile_json
     from tvmsep.profile import profile_bundle, trace_events
 
-    if trace is not None and trace.exists() and trace.samefile(bundle):
-        raise InputError(f"--trace {trace} is the bundle itself: give another file")
+    if trace is not None:
+        options.check_new(trace, bundle)
     place, key = None, ""
     if board is not None:
         address, _, key = board.partition("/")

@@ -1,7 +1,7 @@
 """From a workload and a config to a scheduled kernel, and from object files to a library."""
 
 from tvmsep.codegen.kernel import kernel
-from tvmsep.codegen.link import LinkRefused, compile_c, link_shared
+from tvmsep.codegen.link import LinkRefused, compile_c, link_object, link_shared
 from tvmsep.codegen.reference import example_inputs, reference, relative_error
 
 __all__ = [
@@ -9,6 +9,7 @@ __all__ = [
     "compile_c",
     "example_inputs",
     "kernel",
+    "link_object",
     "link_shared",
     "reference",
     "relative_error",

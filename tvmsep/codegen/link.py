@@ -50,7 +50,23 @@ def link_shared(objects: Sequence[Path], out: Path, t: Target) -> None:
         command = [_zig(), "ld64.lld", "-dylib", "-undefined", "dynamic_lookup"]
     else:
         command = [_zig(), "ld.lld", "-shared", "--hash-style=gnu", "--build-id=none"]
-    _run([*command, "-o", str(out), *map(str, objects)], dict(os.environ))
+    _run([*command, "-o", str(out), *map(str, objects)])
+
+
+def link_object(objects: Sequence[Path], data: Sequence[Path], out: Path, t: Target) -> None:
+    """Link object files and data files of one folder into the relocatable object `out`.
+
+    The bytes of a data file `a.b` become the symbols `_binary_a_b_start` and `_binary_a_b_end`.
+
+    Raises:
+        LinkRefused: with what the linker said, or that it took too long.
+        LinkError: there is no linker, or none that can do this for the target.
+    """
+    if t.link.flavour == "macho":
+        raise LinkError(f"objects for static linking are made for ELF; {t.name} has Mach-O")
+    names = [d.name for d in data]
+    command = [_zig(), "ld.lld", "-r", "-o", str(out), *map(str, objects), "-b", "binary", *names]
+    _run(command, data[0].parent)
 
 
 @cache
@@ -62,22 +78,21 @@ def compile_c(source: Path, triple: str) -> bytes:
         LinkError: there is no compiler.
     """
     machine, _, *system = triple.split("-")  # zig's triples have no vendor
+    flags = ["-c", "-O2", "-g0", "-fPIC", "-fvisibility=hidden", "-Wall", "-Wextra", "-Werror"]
     with tempfile.TemporaryDirectory(prefix="tvmsep-") as folder:
         out = Path(folder) / "out.o"
-        flags = ["-c", "-O2", "-g0", "-fPIC", "-fvisibility=hidden", "-Wall", "-Wextra", "-Werror"]
+        command = [_zig(), "cc", *flags, "-target", "-".join([machine, *system])]
         caches = {"ZIG_GLOBAL_CACHE_DIR": folder, "ZIG_LOCAL_CACHE_DIR": folder}
-        _run(
-            [_zig(), "cc", *flags, "-target", "-".join([machine, *system])]
-            + [str(source), "-o", str(out)],
-            {**os.environ, **caches},
-        )
+        _run([*command, str(source), "-o", str(out)], env={**os.environ, **caches})
         return out.read_bytes()
 
 
-def _run(command: Sequence[str], env: Mapping[str, str]) -> None:
+def _run(
+    command: list[str], folder: Path | None = None, env: Mapping[str, str] | None = None
+) -> None:
     try:
         done = subprocess.run(
-            command, env=env, capture_output=True, text=True, timeout=_TIMEOUT_S
+            command, capture_output=True, text=True, timeout=_TIMEOUT_S, cwd=folder, env=env
         )
     except FileNotFoundError as error:
         raise LinkError(f"linker {command[0]!r} not found") from error

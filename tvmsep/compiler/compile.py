@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import re
 import tempfile
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from tvmsep.codegen import compile_c, link_shared
+from tvmsep.codegen import compile_c, link_object, link_shared
 from tvmsep.compiler.fallback import schedule_rest
 from tvmsep.compiler.unaligned import accept_unaligned_inputs
 from tvmsep.contracts import ModelError, Target
@@ -92,12 +92,7 @@ def compile_library(lowered: IRModule, target: Target, kernels: Sequence[Path] =
     Raises:
         LinkError: with the linker's words.
     """
-    import tvm
-    from tvm import relax
-
-    ex = relax.build(
-        lowered, tvm.target.Target(target.tvm_dict()), relax_pipeline=None, tir_pipeline="s_tir"
-    )
+    ex = _build(lowered, target)
     with tempfile.TemporaryDirectory(prefix="tvmsep-") as folder:
         out, pool = Path(folder) / "lib.so", Path(folder) / "pool.o"
         pool.write_bytes(compile_c(_POOL, target.triple))
@@ -108,3 +103,42 @@ def compile_library(lowered: IRModule, target: Target, kernels: Sequence[Path] =
         link.output_format = "so"  # type: ignore[attr-defined]
         ex.export_library(str(out), fcompile=link, workspace_dir=folder)
         return out.read_bytes()
+
+
+SYSTEM_LIB = "system_lib_prefix"
+"""Attribute of a module: what TVM puts before the names of its functions in a static library."""
+
+
+def compile_object(lowered: IRModule, target: Target, data: Mapping[str, bytes]) -> bytes:
+    """Compile a lowered module into one object file that registers its functions at start-up.
+
+    Args:
+        lowered: what `lower` made of a module with the attribute `SYSTEM_LIB`.
+        target: what to compile for; an ELF one.
+        data: files to embed, by name; see `link_object`.
+
+    Raises:
+        LinkError: with the linker's words.
+    """
+    ex = _build(lowered, target)
+    with tempfile.TemporaryDirectory(prefix="tvmsep-") as folder:
+        out = Path(folder) / "lib.o"
+        files = [Path(folder) / name for name in data]
+        for file in files:
+            file.write_bytes(data[file.name])
+
+        def link(output: str, objects: list[str], **_: Any) -> None:
+            link_object([*map(Path, objects)], files, Path(output), target)
+
+        link.output_format = "o"  # type: ignore[attr-defined]
+        ex.export_library(str(out), fcompile=link, workspace_dir=folder)
+        return out.read_bytes()
+
+
+def _build(lowered: IRModule, target: Target) -> Any:
+    import tvm
+    from tvm import relax
+
+    return relax.build(
+        lowered, tvm.target.Target(target.tvm_dict()), relax_pipeline=None, tir_pipeline="s_tir"
+    )

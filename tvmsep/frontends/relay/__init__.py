@@ -91,19 +91,38 @@ def _read(path: Path) -> bytes:
 
 def _bind(main: Function, arrays: Mapping[str, Array], path: Path | None) -> dict[str, Array]:
     """The parameters that are weights, by the name they have in the text."""
+    from tvmsep.frontends.relay.syntax import TensorType
+
     values = {}
     names = {p.name.text for p in main.params}
     for name, array in arrays.items():
         printed = f"%{name}" if f"%{name}" in names else f"%v{name}"  # %v: a name like 193
         if printed in names:
             values[printed] = array
-    if arrays and not values:
-        some = ", ".join(list(arrays)[:3])
+    for param in main.params:
+        shape, kind = getattr(values.get(param.name.text), "shape", None), param.type
+        if shape is not None and isinstance(kind, TensorType) and _differ(shape, kind.shape):
+            raise ModelError(
+                f"{path} holds {param.name.text[1:]} as {_dims(shape)}, the program takes "
+                f"{_show(kind)}: {_SAVED_WITH_IT}"
+            )
+    missing = len(main.params) - len(values)
+    if path is not None and missing > 1 and missing >= len(values):
+        there = f"but {', '.join(list(arrays)[:3])}" if arrays else "and nothing else"
         raise ModelError(
-            f"{path} holds none of the program's parameters (but {some}): give the params file "
-            "that was saved with it"
+            f"{path} holds {len(values) or 'none'} of the program's {len(main.params)} parameters "
+            f"({there}): {_SAVED_WITH_IT}"
         )
     return values
+
+
+_SAVED_WITH_IT = "give the params file that was saved with the program"
+
+
+def _differ(shape: Sequence[int], wanted: Sequence[int | None]) -> bool:
+    return len(shape) != len(wanted) or any(
+        w not in (None, s) for s, w in zip(shape, wanted, strict=True)
+    )
 
 
 def _inputs(
@@ -160,5 +179,8 @@ def _inputs(
 
 
 def _show(kind: object) -> str:
-    shape = getattr(kind, "shape", ())
+    return _dims(getattr(kind, "shape", ()))
+
+
+def _dims(shape: Sequence[int | None]) -> str:
     return f"[{','.join('?' if d is None else str(d) for d in shape)}]"

@@ -7,8 +7,9 @@ global, are evaluated in place, so what remains is one straight list of operator
 
 from __future__ import annotations
 
+import contextlib
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
 import numpy as np
@@ -99,7 +100,7 @@ class Lowering:
             taken.add(plain)
             variables.append(relax.Var(plain, relax.TensorType(inputs[name], "float32")))
             args.append(variables[-1])
-        with self.bb.function("main", variables):
+        with self.bb.function("main", variables), self._closing():
             with self.bb.dataflow():
                 result = self._apply(_Closure(main, {}), args, main.at)
                 outputs = list(result) if isinstance(result, tuple) else [result]
@@ -111,6 +112,16 @@ class Lowering:
                 out = self.bb.emit_output(made)
             self.bb.emit_func_output(out)
         return self.bb.get(), outputs
+
+    @contextlib.contextmanager
+    def _closing(self) -> Iterator[None]:
+        """After an error end the function's block, of which TVM would warn on stderr otherwise."""
+        try:
+            yield
+        except BaseException:
+            with contextlib.suppress(RuntimeError):
+                self.bb._end_block()
+            raise
 
     # Expressions
 

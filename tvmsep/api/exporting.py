@@ -1,0 +1,71 @@
+"""A bundle's network as an object file for static linking."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+from typing import Any
+
+from tvmsep.contracts import BundleError, InputError
+
+
+def export_object(
+    path: str | os.PathLike[str],
+    out: str | os.PathLike[str],
+    *,
+    threads: int | None = None,
+) -> None:
+    """Write one object file with the network's kernels and program, its weights and its manifest.
+
+    It is compiled again, from the Relax text in the bundle, which is what the bundle's library was
+    compiled from. Where it is linked, its functions register themselves with TVM's runtime under
+    the prefix that the C header names (`export` with the format `header`).
+
+    Args:
+        path: the bundle; it needn't fit this host.
+        out: the object file; names in it begin with its stem.
+        threads: the variant for this count; by default the one for the most threads.
+
+    Raises:
+        BundleError: damaged bundle, made by another TVM, or `out` cannot be written.
+        InputError: there is no variant for `threads`, or the stem cannot begin a name in C.
+        LinkError: the target's objects cannot be made here.
+    """
+    from tvmsep.bundle import Package
+    from tvmsep.bundle.archive import write_file
+    from tvmsep.bundle.header import symbol
+    from tvmsep.bundle.manifest import MANIFEST, WEIGHTS
+    from tvmsep.compiler import SYSTEM_LIB, compile_object, lower
+
+    out = Path(out)
+    name = symbol(out.stem)
+    if out.exists() and out.samefile(path):
+        raise InputError(f"{out} is the bundle itself: name another file with -o")
+    with Package(path) as package:
+        package.check_runtime()
+        manifest = package.manifest
+        variant = package.pick(threads, max(v.threads for v in manifest.variants))
+        if threads is not None and variant.threads != threads:
+            has = ", ".join(str(v.threads) for v in manifest.variants)
+            raise InputError(f"{path} has variants for {has} threads, none for {threads}")
+        text = package.read(variant.relax).decode()
+        data = {
+            f"{name}_manifest.json": package.read(MANIFEST),
+            f"{name}_weights.safetensors": package.read(WEIGHTS),
+        }
+    module = _parse(text, path).with_attr(SYSTEM_LIB, f"{name}_")
+    contents = compile_object(lower(module, manifest.target), manifest.target, data)
+    write_file(out, lambda file: file.write(contents))
+
+
+def _parse(text: str, path: object) -> Any:
+    import tvm
+
+    try:
+        return tvm.script.from_source(text)
+    except Exception as error:  # the parser raises whatever it likes
+        reason = str(error).strip().splitlines() or [type(error).__name__]
+        raise BundleError(
+            f"the Relax text of {path} cannot be read back ({reason[-1]}): build it again: "
+            f"tvmsep build MODEL --log {path}"
+        ) from error
