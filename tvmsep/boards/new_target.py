@@ -40,7 +40,7 @@ _ARM_CORES = {
 }
 """By the part number of cores that Arm (implementer 0x41) designed."""
 
-_RARE = ("half_width_is_free", "lane_operand", "mca_dispatch")
+_RARE = ("half_width_is_free", "lane_operand", "in_order", "mca_dispatch")
 """Facts that a file leaves out where they are none."""
 
 _AVX512 = ("avx512f", "avx512vl", "avx512bw", "avx512dq", "avx512cd")

@@ -49,6 +49,8 @@ class Target(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tr
     """Cores (implementer and part number, `0x41 0xd08`) on which this is the `local` target."""
     mca_cpu: str = ""
     """CPU whose tables llvm-mca should model this core with; none where it has no right ones."""
+    in_order: bool = False
+    """Whether the core issues instructions in their order: the cycle model asks."""
     mca_dispatch: int = 0
     """Operations that the core dispatches a cycle, where llvm-mca's table has another number."""
     source: str = ""
