@@ -27,7 +27,7 @@ if [ "$arch" = arm64 ]; then
     --platform manylinux_2_28_aarch64 --platform manylinux2014_aarch64 --platform manylinux_2_27_aarch64 \
     --python-version 3.11 --implementation cp --only-binary=:all: \
     "apache-tvm==0.27.0.post1" "apache-tvm-ffi==0.1.14.post0" "msgspec>=0.20,<0.23" "numpy>=2.2,<2.5" \
-    "platformdirs>=4.5,<5"
+    "platformdirs>=4.5,<5" "rich>=14.2,<16" "typer>=0.20,<0.30"
 fi
 mv files "$root"
 cd /
