@@ -24,7 +24,12 @@ class LinkRefused(LinkError):
 
 
 @cache
-def _zig() -> str:
+def zig() -> str:
+    """Path of the program in the `ziglang` wheel.
+
+    Raises:
+        LinkError: it is not installed.
+    """
     spec = util.find_spec("ziglang")
     if spec is None or not spec.submodule_search_locations:
         raise LinkError("no linker: `pip install 'tvmsep[tune]'` brings one (ziglang's LLD)")
@@ -46,9 +51,9 @@ def link_shared(objects: Sequence[Path], out: Path, t: Target) -> None:
     if own:
         command = own.split()
     elif t.link.flavour == "macho":
-        command = [_zig(), "ld64.lld", "-dylib", "-undefined", "dynamic_lookup"]
+        command = [zig(), "ld64.lld", "-dylib", "-undefined", "dynamic_lookup"]
     else:
-        command = [_zig(), "ld.lld", "-shared", "--hash-style=gnu", "--build-id=none"]
+        command = [zig(), "ld.lld", "-shared", "--hash-style=gnu", "--build-id=none"]
     command += ["-o", str(out), *map(str, objects)]
     try:
         done = subprocess.run(command, capture_output=True, text=True, timeout=_TIMEOUT_S)
