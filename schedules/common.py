@@ -39,6 +39,8 @@ def tile_cost(t: Target, block: int, tile_p: int, tile_oc: int, *, folds: bool =
     `folds` is false where the pixels do not lie so that a broadcast could fold.
     """
     acc = tile_p * tile_oc
+    if t.lane_operand:
+        return _lane_tile_cost(t, block, tile_p, tile_oc)
     wide = 2 if block < t.lanes and t.half_width_is_free else 1
     rate = t.fma_per_cycle * wide
     stall = max(1.0, t.fma_latency_cycles * rate / acc)
@@ -55,6 +57,20 @@ def tile_cost(t: Target, block: int, tile_p: int, tile_oc: int, *, folds: bool =
         spill = 1.0 + max(0, acc - 12) * 0.1
         margin = 0.3 / acc
     return stall * loads * spill * (1 + margin)
+
+
+def _lane_tile_cost(t: Target, block: int, tile_p: int, tile_oc: int) -> float:
+    """As `tile_cost`, where multiply-adds take lanes of whole vectors of a pixel's channels.
+
+    Beside the accumulators live one vector a pixel and two of weights, loaded in turn. One load
+    a multiply-add would be free on every core of the targets; fewer cost less of the decoder.
+    """
+    acc = tile_p * tile_oc
+    stall = max(1.0, t.fma_latency_cycles * t.fma_per_cycle / acc)
+    loads = (tile_p + block * tile_oc) / (block * acc)
+    spill = 1.0 + max(0, acc + tile_p + 2 - t.vector_registers) * 0.1
+    slack = 0.1 * max(0.0, 2 * t.fma_latency_cycles * t.fma_per_cycle / acc - 1)
+    return stall * spill * (1 + slack + 0.3 * loads)
 
 
 def epilogue_inputs(w: Workload) -> tuple[te.Tensor | None, te.Tensor | None]:
@@ -84,6 +100,7 @@ def register_tile(
     unroll: dict[str, int],
     vector_axis: int,
     pixels_first: bool = False,
+    by_lane: bool = False,
 ) -> None:
     """Compute block `acc` at loop `at` as a register tile.
 
@@ -98,6 +115,8 @@ def register_tile(
         vector_axis: position of the vectorised axis among the block's spatial axes.
         pixels_first: run the tile's last axis outermost, so that a broadcast scalar is used up
             at once; otherwise LLVM keeps one for each pixel in a register.
+        by_lane: load the first operand's part of a step of the innermost serial loop as vectors,
+            whose lanes the multiply-adds take.
     """
     sch.compute_at(acc, at, preserve_unit_loops=True)
     block = sch.get(acc)
@@ -127,11 +146,28 @@ def register_tile(
     for loop in (*unrolled, *spatial):
         sch.unroll(loop)
     sch.vectorize(vector)
+    if by_lane:
+        _load_whole(sch, acc, serial[-1])
     init = sch.decompose_reduction(acc, (serial or unrolled)[0])
     *init_tile, init_vector = sch.get_loops(init)[depth:]
     for loop in init_tile:
         sch.unroll(loop)
     sch.vectorize(init_vector)
+
+
+def _load_whole(sch: s_tir.Schedule, acc: Any, at: Any) -> None:
+    """Load what `acc` reads of its first operand under loop `at` as vectors, into registers.
+
+    Multiply-adds then take lanes of these vectors; LLVM alone loads each scalar for itself. The
+    copy's scope is "global" because TVM takes a "local" one from its allocator, once a tile.
+    """
+    depth = [loop.same_as(sch.get(at)) for loop in map(sch.get, sch.get_loops(acc))].index(True)
+    copy = sch.cache_read(acc, 0, "global")
+    sch.compute_at(copy, at)
+    *rest, vector = sch.get_loops(copy)[depth + 1 :]
+    for loop in rest:
+        sch.unroll(loop)
+    sch.vectorize(vector)
 
 
 def finish_tile(sch: s_tir.Schedule, unrolled: Iterable[Any], vector: Any) -> None:

@@ -11,7 +11,8 @@ Strategy
        by all taps and output blocks, and the inner loop reads without conditions. Without
        padding, no copy. Inside a chunk the larger of weights and pixels is walked once (`order`).
     3. Reduce over input blocks and kernel rows in loops, over kernel columns unrolled (and over
-       everything when the whole reduction is short, as with three input channels).
+       everything when the whole reduction is short, as with three input channels). On NEON over
+       the channels of a block too, as lanes of whole vectors.
     4. Grouped convolution: `groups` here counts groups whose channels fill whole blocks; the
        graph merges smaller ones, with zeros in the weights.
 """
@@ -163,7 +164,8 @@ class Conv:
             loop=loop,
             chunks=min(_chunks(w, loop, tile_oc), key=cost),
             order="px" if heavy else "oc",
-            unroll="all" if _reduction(w) <= _SHORT else "kw",
+            # With the scalars of all taps in registers NEON spills.
+            unroll="all" if _reduction(w) <= _SHORT and not t.lane_operand else "kw",
         )
 
     def apply(self, sch: s_tir.Schedule, w: Workload, t: Target, c: Config) -> None:
@@ -182,14 +184,19 @@ class Conv:
         parallel = sch.fuse(n, chunk)
         sch.parallel(parallel)
         unroll = {"io": 0, "kh": 0, "kw": 0, "ii": 0} if c["unroll"] == "all" else {"kw": 0}
-        register_tile(sch, acc, walk[-1], ("io", "kh", "ii", "kw"), unroll, vector_axis=4)
+        if not any(w.pads):
+            sch.compute_inline(pad)
+        by_lane = t.lane_operand and w.in_block > 0 and c["unroll"] == "kw"
+        if by_lane:
+            unroll["ii"] = 0
+        register_tile(
+            sch, acc, walk[-1], ("io", "kh", "ii", "kw"), unroll, vector_axis=4, by_lane=by_lane
+        )
         finish_tile(sch, (oi, wi), o)
         if any(w.pads):  # 2.
             sch.compute_at(pad, parallel)
             if w.in_block:
                 sch.vectorize(sch.get_loops(pad)[-1])
-        else:
-            sch.compute_inline(pad)
 
 
 def _chunks(w: Workload, loop: str, tile_oc: int) -> tuple[int, ...]:

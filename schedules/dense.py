@@ -114,7 +114,10 @@ class Dense:
         fused = sch.fuse(no, chunk)
         if c.int("chunks") * (w.n // c.int("tile_n")) > 1:
             sch.parallel(fused)
-        register_tile(sch, acc, at, ("io", "ii"), {"ii": c.int("unroll")}, vector_axis=2)
+        register_tile(
+            sch, acc, at, ("io", "ii"), {"ii": c.int("unroll")}, vector_axis=2,
+            by_lane=t.lane_operand and c.int("unroll") == w.in_block,
+        )  # fmt: skip
         finish_tile(sch, (ni, oi), o)
 
 

@@ -166,7 +166,7 @@ class Fused:
             tile_w=tile_w,
             tile_oc=tile_oc,
             loop="oc",
-            unroll=1,
+            unroll=w.in_block if t.lane_operand else 1,
         )
 
     def apply(self, sch: s_tir.Schedule, w: Workload, t: Target, c: Config) -> None:
@@ -186,7 +186,8 @@ class Fused:
         crowded = (tile_h * tile_w + 1) * (tile_oc + 1) > t.vector_registers
         register_tile(  # 3.
             sch, acc, order[-1], ("io", "ii"), {"ii": c.int("unroll")}, vector_axis=4,
-            pixels_first=crowded and not t.broadcast_operand,
+            pixels_first=crowded and not (t.broadcast_operand or t.lane_operand),
+            by_lane=t.lane_operand and c.int("unroll") == w.in_block,
         )  # fmt: skip
         finish_tile(sch, (oi, hi, wi), o)
         sch.compute_at(mid, tile, preserve_unit_loops=True)  # 2.

@@ -11,6 +11,8 @@ Strategy
        `tile_oc == 1` a tile of 14 pixels issues 14 FMAs for one load. Where it is not, and
        accumulators, weights and a scalar a pixel do not all fit, pixels run outermost in the tile:
        four by three on AVX2 reaches 98 % of the peak so, and spills to 44 % the other way round.
+       On NEON a pixel's four channels are one load, and multiply-adds take its lanes, where
+       `unroll` covers the block.
     3. Run the epilogue on the tile while it is still in registers.
     4. Walk the tiles in one of four orders (`loop`):
          px      parallel over (pixel tile, channel tile): the input tile stays in L1
@@ -181,7 +183,7 @@ class Pointwise:
             tile_oc=tile_oc,
             loop="px" if rows else "oc",
             chunks=1,
-            unroll=1,
+            unroll=w.in_block if t.lane_operand else 1,
         )
 
     def _scaled_default(
@@ -231,7 +233,8 @@ class Pointwise:
         crowded = (tile_p + 1) * (tile_oc + 1) > t.vector_registers
         register_tile(  # 1. and 2.
             sch, acc, at, ("io", "ii"), {"ii": c.int("unroll")}, vector_axis=3,
-            pixels_first=crowded and not t.broadcast_operand,
+            pixels_first=crowded and not (t.broadcast_operand or t.lane_operand),
+            by_lane=t.lane_operand and c.int("unroll") == w.in_block,
         )  # fmt: skip
         finish_tile(sch, (oi, pi), o)  # 3.
         if w.scaled:  # 5.

@@ -63,8 +63,8 @@ def target_names() -> list[str]:
 def misfit(t: Target) -> str | None:
     """Why code for `t` cannot run on this host, or None if it can."""
     machine = platform.machine().lower().replace("amd64", "x86_64").replace("arm64", "aarch64")
-    if t.triple.split("-")[0] != machine:
-        return f"it is for {t.triple.split('-')[0]}, this host is {machine}"
+    if t.machine != machine:
+        return f"it is for {t.machine}, this host is {machine}"
     _, vendor, flags = host_cpu()
     missing = [f for f in t.requires if f not in flags]
     if missing:
@@ -74,8 +74,21 @@ def misfit(t: Target) -> str | None:
     return None
 
 
+@cache
+def _host_parts() -> frozenset[str]:
+    """Implementer and part number of this host's cores, where they are Arm's or alike."""
+    try:
+        text = Path("/proc/cpuinfo").read_text()
+    except OSError:
+        return frozenset()
+    found = (
+        re.findall(rf"^CPU {f}\s*:\s*(\S+)", text, re.MULTILINE) for f in ("implementer", "part")
+    )
+    return frozenset(map(" ".join, zip(*found, strict=False)))
+
+
 def local_target() -> Target:
-    """The target that fits this host best.
+    """The target that fits this host best; one for certain cores only where they are here.
 
     Raises:
         TargetError: no target fits; says why for each.
@@ -84,13 +97,15 @@ def local_target() -> Target:
     for name in target_names():
         target = load_target(name)
         why = misfit(target)
+        if why is None and target.parts and not _host_parts() & set(target.parts):
+            why = f"it is for cores {', '.join(target.parts)}"
         if why is None:
             fits.append(target)
         else:
             reasons.append(f"{name}: {why}")
     if not fits:
         raise TargetError("no target fits this host (" + "; ".join(reasons) + ")")
-    return max(fits, key=lambda t: (bool(t.vendor), t.lanes, len(t.requires)))
+    return max(fits, key=lambda t: (bool(t.vendor or t.parts), t.lanes, len(t.requires)))
 
 
 def load_target(spec: str = "local") -> Target:

@@ -44,13 +44,13 @@ def run(*words: str, timeout: float = TIMEOUT_S, **env: str) -> subprocess.Compl
 
 
 class Running:
-    """`tvmsep WORDS` in the background, its words in files."""
+    """`tvmsep WORDS` in the background, its words in files; `python` may be another one's."""
 
-    def __init__(self, folder: Path, *words: str) -> None:
+    def __init__(self, folder: Path, *words: str, python: str = sys.executable) -> None:
         self.out, self.err = (folder / f"{words[0]}-{free_port()}.{n}" for n in ("out", "err"))
         with self.out.open("wb") as out, self.err.open("wb") as err:
             self.proc = subprocess.Popen(
-                [sys.executable, "-m", "tvmsep.cli", *words],
+                [python, "-m", "tvmsep.cli", *words],
                 stdin=subprocess.DEVNULL, stdout=out, stderr=err,
             )  # fmt: skip
 

@@ -17,8 +17,9 @@ import pytest
 from test_cli import refused, tvmsep
 
 from tvmsep import api
+from tvmsep.codegen.assembly import hot_loop
 from tvmsep.compare import comparison as c
-from tvmsep.compare import entrants, kernels, listing
+from tvmsep.compare import entrants, kernels
 from tvmsep.compare.changes import changes
 from tvmsep.compare.engines import OURS, Engine, Job, require
 from tvmsep.compare.rounds import Entrant, play
@@ -281,12 +282,12 @@ def test_the_hot_loop_is_the_innermost_with_the_most_multiply_adds() -> None:
 .LBB0_9:
     retq
 """.splitlines()
-    hot = listing.hot_loop(text)
+    hot = hot_loop(text).lines
     assert hot[0].startswith(".LBB0_2") and hot[-1].strip() == "jne .LBB0_2" and len(hot) == 4
     arm = [".LBB1_1:", "\tfmla v0.4s, v1.4s, v2.s[0]", "\tsubs x8, x8, #1", "\tb.ne .LBB1_1"]
-    assert len(listing.hot_loop(arm)) == 4
+    assert len(hot_loop(arm).lines) == 4
     unrolled = ["\tmov x0, x1", *["\tfmla v0.4s, v1.4s, v2.s[0]"] * 3, "\tret"]
-    assert len(listing.hot_loop(unrolled)) == 3
+    assert len(hot_loop(unrolled).lines) == 3
 
 
 def test_kernels_are_compared_on_the_local_board(folder: Path) -> None:

@@ -16,7 +16,7 @@ from tvmsep.contracts import BundleError, InputError
 from tvmsep.frontends import load_model
 from tvmsep.graph import Plan
 from tvmsep.profile import Profile
-from tvmsep.profile.measure import _parse, gap, profile_bundle
+from tvmsep.profile.measure import gap, parse_relax, profile_bundle
 from tvmsep.targets import load_target
 
 SMALL = "mobilenet_v1:width=0.25,resolution=32,classes=10"
@@ -141,11 +141,11 @@ def test_a_bundle_of_an_earlier_tvmsep_is_to_be_built_again(bundle: Path) -> Non
 
     with Package(bundle) as package:
         text = package.read("relax/threads1.txt").decode()
-    assert any(p.workload for p in parts(_parse(text, bundle)))
+    assert any(p.workload for p in parts(parse_relax(text, bundle)))
     with pytest.raises(BundleError, match="build it again"):
-        _parse(text.replace("tvmsep.workload", "tvmsep.unknown"), bundle)
+        parse_relax(text.replace("tvmsep.workload", "tvmsep.unknown"), bundle)
     with pytest.raises(BundleError, match="inspect MODEL --roofline"):
-        _parse(text[: len(text) // 2], bundle)
+        parse_relax(text[: len(text) // 2], bundle)
 
 
 def test_a_variant_that_is_not_there(bundle: Path) -> None:

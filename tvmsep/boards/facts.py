@@ -91,7 +91,7 @@ def version_mismatch(tvm: str, ours: str) -> str | None:
 
 def misfit(facts: Facts, target: Target) -> str | None:
     """Why code for `target` cannot run on a board, or None if it can or that is unknown."""
-    wanted = target.triple.split("-")[0]
+    wanted = target.machine
     if facts.machine and facts.machine != wanted:
         return f"target {target.name} is for {wanted}, the board is {facts.machine}"
     missing = [f for f in target.requires if f not in facts.features] if facts.features else []

@@ -22,23 +22,26 @@ class _Core:
 
 _ARM = "Arm, {} Software Optimization Guide"
 _ARM_CORES = {
-    "0xd03": _Core("cortex-a53", 8, 0.5, "64-bit vector units, as commonly measured"),
+    "0xd03": _Core("cortex-a53", 4, 1.0, "LLVM, AArch64SchedA53.td"),
     "0xd05": _Core("cortex-a55", 4, 1.0, _ARM.format("Cortex-A55")),
-    "0xd07": _Core("cortex-a57", 10, 1.0, _ARM.format("Cortex-A57")),
-    "0xd08": _Core("cortex-a72", 7, 1.0, _ARM.format("Cortex-A72")),
-    "0xd09": _Core("cortex-a73", 7, 1.0, "as Cortex-A72"),
-    "0xd0a": _Core("cortex-a75", 5, 2.0, _ARM.format("Cortex-A75")),
-    "0xd0b": _Core("cortex-a76", 4, 2.0, _ARM.format("Cortex-A76")),
-    "0xd0c": _Core("neoverse-n1", 4, 2.0, _ARM.format("Neoverse N1")),
-    "0xd0d": _Core("cortex-a77", 4, 2.0, _ARM.format("Cortex-A77")),
-    "0xd40": _Core("neoverse-v1", 4, 4.0, _ARM.format("Neoverse V1")),
-    "0xd41": _Core("cortex-a78", 4, 2.0, _ARM.format("Cortex-A78")),
-    "0xd42": _Core("cortex-a78ae", 4, 2.0, "as Cortex-A78"),
-    "0xd44": _Core("cortex-x1", 4, 4.0, _ARM.format("Cortex-X1")),
-    "0xd49": _Core("neoverse-n2", 4, 2.0, _ARM.format("Neoverse N2")),
-    "0xd4f": _Core("neoverse-v2", 4, 4.0, _ARM.format("Neoverse V2")),
+    "0xd07": _Core("cortex-a57", 4, 1.0, _ARM.format("Cortex-A57")),
+    "0xd08": _Core("cortex-a72", 3, 1.0, _ARM.format("Cortex-A72")),
+    "0xd09": _Core("cortex-a73", 3, 1.0, "as Cortex-A72"),
+    "0xd0a": _Core("cortex-a75", 3, 2.0, _ARM.format("Cortex-A75")),
+    "0xd0b": _Core("cortex-a76", 2, 2.0, _ARM.format("Cortex-A76")),
+    "0xd0c": _Core("neoverse-n1", 2, 2.0, _ARM.format("Neoverse N1")),
+    "0xd0d": _Core("cortex-a77", 2, 2.0, _ARM.format("Cortex-A77")),
+    "0xd40": _Core("neoverse-v1", 2, 4.0, _ARM.format("Neoverse V1")),
+    "0xd41": _Core("cortex-a78", 2, 2.0, _ARM.format("Cortex-A78")),
+    "0xd42": _Core("cortex-a78ae", 2, 2.0, "as Cortex-A78"),
+    "0xd44": _Core("cortex-x1", 2, 4.0, _ARM.format("Cortex-X1")),
+    "0xd49": _Core("neoverse-n2", 2, 2.0, _ARM.format("Neoverse N2")),
+    "0xd4f": _Core("neoverse-v2", 2, 4.0, _ARM.format("Neoverse V2")),
 }
 """By the part number of cores that Arm (implementer 0x41) designed."""
+
+_RARE = ("half_width_is_free", "lane_operand", "in_order", "mca_dispatch")
+"""Facts that a file leaves out where they are none."""
 
 _AVX512 = ("avx512f", "avx512vl", "avx512bw", "avx512dq", "avx512cd")
 _AVX2 = ("avx2", "fma", "bmi2")
@@ -75,7 +78,7 @@ def guess(facts: Facts, name: str, origin: str) -> tuple[Target, tuple[str, ...]
             sources.append(core.source)
         core = core or _Core("generic", 4, 1.0, "")
         mcpu, latency, rate = core.mcpu, core.fma_latency_cycles, core.fma_per_cycle
-        lanes, registers, broadcast, needs = 4, 32, True, ("asimd",)
+        lanes, registers, broadcast, needs = 4, 32, False, ("asimd",)
     else:
         raise BoardError(
             f"cannot write a target for {facts.machine or 'an unknown machine'} "
@@ -98,6 +101,7 @@ def guess(facts: Facts, name: str, origin: str) -> tuple[Target, tuple[str, ...]
         fma_latency_cycles=latency,
         fma_per_cycle=rate,
         broadcast_operand=broadcast,
+        lane_operand=facts.machine == "aarch64",
         half_width_is_free=mcpu == "znver4",
         l2_bytes=facts.cache_bytes(2) or 262144,
         l3_bytes=facts.cache_bytes(3),
@@ -117,7 +121,7 @@ def as_toml(target: Target, unknown: tuple[str, ...], facts: Facts) -> str:
     lines = []
     for name in target.__struct_fields__:
         value = getattr(target, name)
-        if name == "link" or value in ("", ()) or (name == "half_width_is_free" and not value):
+        if name == "link" or value in ("", ()) or (name in _RARE and not value):
             continue
         text = f"{name} = {json.dumps(value)}"
         lines.append(f"{text:<30}# {remarks[name]}" if name in remarks else text)

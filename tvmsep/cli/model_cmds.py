@@ -275,14 +275,18 @@ def inspect(
         bool,
         typer.Option(help="Time each layer in its network here against the board's limits."),
     ] = False,
+    cycles: Annotated[
+        bool,
+        typer.Option(help="Model each kernel's hot loop on the target's core; MODEL or a bundle."),
+    ] = False,
     budget: Annotated[
         str | None, typer.Option(metavar="TIME", help="With --savings: tune both forms first.")
     ] = None,
     log: Annotated[
         Path | None,
         typer.Option(
-            help="Log to take configs from: with --savings it is appended to; with --roofline it "
-            "may be a bundle, and without it the shipped logs are used."
+            help="Log to take configs from: with --savings it is appended to; with --roofline and "
+            "--cycles it may be a bundle, and without it the shipped logs are used."
         ),
     ] = None,
     shape: ShapesOption = None,
@@ -292,12 +296,19 @@ def inspect(
     """Show a model's layers, what they cost, and what separability saves."""
     from tvmsep import api
 
-    if savings and roofline:
-        raise InputError("--savings and --roofline are two tables: give one of them")
+    if savings + roofline + cycles > 1:
+        raise InputError("--savings, --roofline and --cycles are tables: give one of them")
     if budget and not savings:
         raise InputError("--budget belongs to --savings: give it too")
-    if log and not (savings or roofline):
-        raise InputError("--log belongs to --savings and --roofline: give one of them too")
+    if log and not (savings or roofline or cycles):
+        raise InputError("--log belongs to --savings, --roofline, --cycles: give one of them too")
+    if model.endswith(".tvmsep"):
+        if not cycles:
+            raise InputError(f"{model} is a bundle: inspect a model, or give --cycles")
+        from tvmsep.cli.cycle_table import show_bundle_cycles
+
+        show_bundle_cycles(Path(model), threads, as_json)
+        return
     prepared = api.prepare(
         model,
         target=target,
@@ -314,6 +325,10 @@ def inspect(
         from tvmsep.cli.profile_table import show_roofline
 
         show_roofline(prepared, plan, log, as_json)
+    elif cycles:
+        from tvmsep.cli.cycle_table import show_cycles
+
+        show_cycles(prepared, plan, log, as_json)
     else:
         _show_layers(prepared.imported.name, plan, as_json)
 

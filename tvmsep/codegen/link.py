@@ -25,7 +25,12 @@ class LinkRefused(LinkError):
 
 
 @cache
-def _zig() -> str:
+def zig() -> str:
+    """Path of the program in the `ziglang` wheel.
+
+    Raises:
+        LinkError: it is not installed.
+    """
     spec = util.find_spec("ziglang")
     if spec is None or not spec.submodule_search_locations:
         raise LinkError("no linker: `pip install 'tvmsep[tune]'` brings one (ziglang's LLD)")
@@ -47,9 +52,9 @@ def link_shared(objects: Sequence[Path], out: Path, t: Target) -> None:
     if own:
         command = own.split()
     elif t.link.flavour == "macho":
-        command = [_zig(), "ld64.lld", "-dylib", "-undefined", "dynamic_lookup"]
+        command = [zig(), "ld64.lld", "-dylib", "-undefined", "dynamic_lookup"]
     else:
-        command = [_zig(), "ld.lld", "-shared", "--hash-style=gnu", "--build-id=none"]
+        command = [zig(), "ld.lld", "-shared", "--hash-style=gnu", "--build-id=none"]
     _run([*command, "-o", str(out), *map(str, objects)])
 
 
@@ -65,7 +70,7 @@ def link_object(objects: Sequence[Path], data: Sequence[Path], out: Path, t: Tar
     if t.link.flavour == "macho":
         raise LinkError(f"objects for static linking are made for ELF; {t.name} has Mach-O")
     names = [d.name for d in data]
-    command = [_zig(), "ld.lld", "-r", "-o", str(out), *map(str, objects), "-b", "binary", *names]
+    command = [zig(), "ld.lld", "-r", "-o", str(out), *map(str, objects), "-b", "binary", *names]
     _run(command, data[0].parent)
 
 
@@ -77,11 +82,12 @@ def compile_c(source: Path, triple: str) -> bytes:
         LinkRefused: with what the compiler said, or that it took too long.
         LinkError: there is no compiler.
     """
-    machine, _, *system = triple.split("-")  # zig's triples have no vendor
+    machine, _, *system = triple.split("-")  # zig's triples have no vendor, and no ARM version
+    machine = "arm" if machine.startswith("armv") else machine
     flags = ["-c", "-O2", "-g0", "-fPIC", "-fvisibility=hidden", "-Wall", "-Wextra", "-Werror"]
     with tempfile.TemporaryDirectory(prefix="tvmsep-") as folder:
         out = Path(folder) / "out.o"
-        command = [_zig(), "cc", *flags, "-target", "-".join([machine, *system])]
+        command = [zig(), "cc", *flags, "-target", "-".join([machine, *system])]
         caches = {"ZIG_GLOBAL_CACHE_DIR": folder, "ZIG_LOCAL_CACHE_DIR": folder}
         _run([*command, str(source), "-o", str(out)], env={**os.environ, **caches})
         return out.read_bytes()

@@ -28,10 +28,13 @@ class Target(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tr
     lanes: int
     vector_registers: int
     fma_latency_cycles: int
+    """Until a multiply-add's accumulator can be added to again."""
     fma_per_cycle: float
     """Full-width vector fused multiply-adds a core starts each cycle."""
     broadcast_operand: bool
-    """Whether an FMA can take a broadcast scalar from memory (AVX-512) or a lane (NEON)."""
+    """Whether an FMA can take a broadcast scalar from memory (AVX-512)."""
+    lane_operand: bool = False
+    """Whether an FMA can take one lane of a register as its scalar (NEON)."""
     half_width_is_free: bool = False
     """Whether vectors of half the lanes run at the same FLOP rate (double-pumped units)."""
     l2_bytes: int
@@ -42,9 +45,23 @@ class Target(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tr
     """CPU feature flags, as the operating system names them, that a host must report."""
     vendor: str = ""
     """CPU vendor id that a host must report, where the flags alone do not tell."""
+    parts: tuple[str, ...] = ()
+    """Cores (implementer and part number, `0x41 0xd08`) on which this is the `local` target."""
+    mca_cpu: str = ""
+    """CPU whose tables llvm-mca should model this core with; none where it has no right ones."""
+    in_order: bool = False
+    """Whether the core issues instructions in their order: the cycle model asks."""
+    mca_dispatch: int = 0
+    """Operations that the core dispatches a cycle, where llvm-mca's table has another number."""
     source: str = ""
     """Where the facts come from."""
     link: Link = Link()
+
+    @property
+    def machine(self) -> str:
+        """The kind of machine, as `uname -m` names it there."""
+        kind = self.triple.split("-")[0]
+        return "armv7l" if kind.startswith("armv7") else kind
 
     def tvm_dict(self) -> dict[str, object]:
         """The dictionary that `tvm.target.Target` takes."""

@@ -255,7 +255,7 @@ def profile_bundle(
         text = package.read(variant.relax).decode()
         weights = list(package.weights().values())
         library = package.read(variant.library)
-    module = _parse(text, path)
+    module = parse_relax(text, path)
     inputs = random_inputs([(t.shape, t.dtype) for t in manifest.inputs], seed=0)
     with (
         tempfile.TemporaryDirectory(prefix="tvmsep-profile-") as folder,
@@ -281,7 +281,7 @@ def _variant(package: Package, threads: int | None) -> Variant:
     return variant
 
 
-def _parse(text: str, path: Path) -> Any:
+def parse_relax(text: str, path: Path) -> Any:
     """The module behind a bundle's Relax text.
 
     Raises:

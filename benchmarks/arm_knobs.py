@@ -1,0 +1,88 @@
+"""What each knob does to the modelled cycles of ARM's hot loops: the tables of docs/arm.md.
+
+python benchmarks/arm_knobs.py            # needs llvm-mca 22; measures nothing
+"""
+
+from __future__ import annotations
+
+import msgspec
+import tvm
+
+from tvmsep.codegen import kernel
+from tvmsep.codegen.assembly import hot_loop
+from tvmsep.contracts import Config, Target, Workload
+from tvmsep.profile.cycles import find_mca, loop_cycles
+from tvmsep.schedules import TEMPLATES
+from tvmsep.targets import load_target
+
+CORES = ("rpi3", "rpi4", "rpi5", "jetson-orin-cpu", "graviton3", "graviton4")
+_BLOCKED = {"in_block": 4, "out_block": 4, "epilogue": ("bias", "relu6")}
+POINTWISE = Workload(op="pointwise", ic=256, oc=256, ih=56, iw=56, **_BLOCKED)  # type: ignore[arg-type]
+DEPTHWISE = Workload(
+    op="depthwise", ic=128, oc=128, groups=128, ih=56, iw=56, kh=3, kw=3, pads=(1, 1, 1, 1),
+    **_BLOCKED,  # type: ignore[arg-type]
+)  # fmt: skip
+STEM = Workload(
+    op="conv", ic=3, oc=32, ih=224, iw=224, kh=3, kw=3, sh=2, sw=2, pads=(0, 0, 1, 1),
+    **{**_BLOCKED, "in_block": 0},  # type: ignore[arg-type]
+)  # fmt: skip
+DENSE = Workload(op="dense", ic=1024, oc=1000, **{**_BLOCKED, "epilogue": ("bias",)})  # type: ignore[arg-type]
+
+SWEEPS: dict[str, tuple[Workload, tuple[dict[str, int | str], ...]]] = {
+    "pointwise 56x56 256": (
+        POINTWISE,
+        (
+            {"tile_p": 4, "tile_oc": 2},
+            {"tile_p": 7, "tile_oc": 2},
+            {"tile_p": 8, "tile_oc": 2},
+            {"tile_p": 14, "tile_oc": 1},
+            {"tile_p": 4, "tile_oc": 4},
+            {"tile_p": 2, "tile_oc": 4},
+            {"tile_p": 14, "tile_oc": 2},
+            {"tile_p": 8, "tile_oc": 2, "unroll": 1},
+            {"tile_p": 8, "tile_oc": 2, "unroll": 2},
+        ),
+    ),
+    "depthwise 3x3 56x56 128": (
+        DEPTHWISE,
+        (
+            {"tile_w": 4, "tile_h": 1},
+            {"tile_w": 7, "tile_h": 1},
+            {"tile_w": 14, "tile_h": 1},
+            {"tile_w": 4, "tile_h": 2},
+            {"tile_w": 7, "tile_h": 2},
+            {"tile_w": 2, "tile_h": 4},
+        ),
+    ),
+    "first convolution 3x3 s2 224x224 3>32": (STEM, ({"unroll": "kw"}, {"unroll": "all"})),
+    "dense 1024>1000": (DENSE, ({"tile_oc": 5}, {"tile_oc": 10}, {"tile_oc": 10, "unroll": 1})),
+}
+
+
+def row(w: Workload, t: Target, knobs: dict[str, int | str], tool: str) -> str:
+    """One cell: share of the multiply-add ports, loads a multiply-add, and spills if any."""
+    if w.op == "pointwise":
+        knobs = {"unroll": 4, **knobs}
+    config = Config({**TEMPLATES[w.op].default(w, t, t.cores), **knobs})
+    built = tvm.tirx.build(kernel(w, t, w.op, config), tvm.target.Target(t.tvm_dict()))
+    loop = hot_loop(built.inspect_source("s").splitlines())
+    use = loop.fmas / (loop_cycles(loop, t, tool) * t.fma_per_cycle)
+    spills = f", {loop.spills} spills" if loop.spills else ""
+    return f"{use:.0%} ({loop.loads / loop.fmas:.2f}{spills})"
+
+
+def main() -> None:
+    """Print Markdown."""
+    tool = find_mca()
+    targets = [msgspec.structs.replace(load_target(n), cores=4) for n in CORES]
+    for title, (w, sweep) in SWEEPS.items():
+        print(f"\n| {title} | {' | '.join(CORES)} |")
+        print("|---" * (1 + len(CORES)) + "|")
+        for knobs in sweep:
+            name = " ".join(f"{k}={v}" for k, v in knobs.items())
+            cells = [row(w, t, knobs, tool) for t in targets]
+            print(f"| {name} | {' | '.join(cells)} |", flush=True)
+
+
+if __name__ == "__main__":
+    main()

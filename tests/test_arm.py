@@ -1,0 +1,138 @@
+"""Targets that this host cannot run: built here, looked at as files and as assembly."""
+
+import io
+import re
+from pathlib import Path
+
+import pytest
+from elftools.elf.elffile import ELFFile
+from elftools.elf.sections import SymbolTableSection
+
+import tvmsep
+from tvmsep.boards.new_target import _ARM_CORES
+from tvmsep.bundle import Package
+from tvmsep.codegen.assembly import Loop, hot_loop
+from tvmsep.contracts import Config, Target, Workload
+from tvmsep.schedules import TEMPLATES
+from tvmsep.targets import load_target, target_names
+
+ARM = [n for n in target_names() if load_target(n).machine in ("aarch64", "armv7l")]
+AARCH64 = [n for n in ARM if load_target(n).machine == "aarch64"]
+RUNTIME = {"memcpy", "memset", "TVMFFIErrorSetRaisedFromCStrParts"}
+"""What a kernel library may want of the process that loads it: libc, and TVM's runtime."""
+UNWINDING = {"__aeabi_unwind_cpp_pr0", "__aeabi_unwind_cpp_pr1"}
+"""Named by 32-bit Arm's tables of frames; libgcc_s has them, which C++ brings."""
+
+
+def pointwise(ic: int, size: int, oc: int) -> Workload:
+    return Workload(
+        op="pointwise", ic=ic, ih=size, iw=size, oc=oc, in_block=4, out_block=4,
+        epilogue=("bias", "relu6"),
+    )  # fmt: skip
+
+
+def depthwise(channels: int, size: int) -> Workload:
+    return Workload(
+        op="depthwise", ic=channels, oc=channels, groups=channels, ih=size, iw=size, kh=3, kw=3,
+        pads=(1, 1, 1, 1), in_block=4, out_block=4, epilogue=("bias", "relu6"),
+    )  # fmt: skip
+
+
+def hot(w: Workload, t: Target, **knobs: object) -> Loop:
+    import tvm
+
+    from tvmsep.codegen import kernel
+
+    default = TEMPLATES[w.op].default(w, t, t.cores)
+    func = kernel(w, t, w.op, Config({**default, **knobs}))
+    library = tvm.tirx.build(func, tvm.target.Target(t.tvm_dict()))
+    return hot_loop(library.inspect_source("s").splitlines())
+
+
+@pytest.mark.parametrize("name", ARM)
+def test_one_call_builds_for_a_board_that_is_not_here(name: str, tmp_path: Path) -> None:
+    target = load_target(name)
+    out = tmp_path / "net.tvmsep"
+    # Seven threads: this host need not have them.
+    counts = [target.cores, 1] if target.cores < 7 else [7]
+    report = tvmsep.build(
+        "mobilenet_v3_small:width=0.5,resolution=64", target=name, threads=counts, out=out
+    )
+    assert report.check is None and report.path == out
+    with Package(out) as package:
+        for variant in package.manifest.variants:
+            check_library(package.read(variant.library), target)
+
+
+def check_library(data: bytes, target: Target) -> None:
+    elf = ELFFile(io.BytesIO(data))
+    machine = {"aarch64": "EM_AARCH64", "armv7l": "EM_ARM"}[target.machine]
+    assert (elf["e_machine"], elf["e_type"]) == (machine, "ET_DYN")
+    dynamic = elf.get_section_by_name(".dynamic")
+    assert dynamic is not None
+    tags = {tag.entry.d_tag for tag in dynamic.iter_tags()}
+    assert "DT_NEEDED" not in tags and not any("VERNEED" in str(t) for t in tags)
+    table = elf.get_section_by_name(".dynsym")
+    assert isinstance(table, SymbolTableSection)
+    wanted = {s.name for s in table.iter_symbols() if s["st_shndx"] == "SHN_UNDEF" and s.name}
+    allowed = RUNTIME | (UNWINDING if target.machine == "armv7l" else set())
+    assert wanted <= allowed, wanted - allowed
+    if target.machine == "armv7l":
+        assert elf["e_flags"] & 0x05000000 == 0x05000000  # EABI 5
+
+
+@pytest.mark.parametrize("name", ARM)
+def test_a_target_says_where_its_facts_come_from(name: str) -> None:
+    target = load_target(name)
+    assert target.source and target.lanes == 4
+    assert target.vector_registers == (32 if target.machine == "aarch64" else 16)
+    for part in target.parts:
+        core = _ARM_CORES[part.split()[1]]
+        assert (core.mcpu, core.fma_latency_cycles, core.fma_per_cycle) == (
+            target.mcpu, target.fma_latency_cycles, target.fma_per_cycle,
+        )  # fmt: skip
+
+
+@pytest.mark.parametrize("name", AARCH64)
+def test_tiles_of_hand_written_kernels_are_in_the_space(name: str) -> None:
+    target = load_target(name)
+    for tile_p, w in ((4, pointwise(256, 14, 256)), (6, pointwise(256, 12, 256)),
+                      (7, pointwise(256, 14, 256)), (8, pointwise(64, 56, 128))):  # fmt: skip
+        space = TEMPLATES["pointwise"].space(w, target, target.cores)
+        tiles = {(c.int("tile_p"), c.int("tile_oc")) for c in space.configs()}
+        assert (tile_p, 2) in tiles, f"{tile_p} pixels by 8 channels"
+        assert all(c.int("unroll") in (1, 2, 4) for c in space.configs())
+
+
+@pytest.mark.parametrize("name", AARCH64)
+@pytest.mark.parametrize("shape", [(32, 112, 64), (256, 14, 512), (1024, 7, 1024)])
+def test_pointwise_multiplies_by_lanes(name: str, shape: tuple[int, int, int]) -> None:
+    target = load_target(name)
+    loop = hot(pointwise(*shape), target)
+    assert loop.fmas >= 32 and loop.spills == 0
+    by_lane = [x for x in loop.code if re.search(r"\bfmla\b.*\.s\[\d\]", x)]
+    assert len(by_lane) == loop.fmas
+    assert not [x for x in loop.code if re.match(r"(dup|ld1r|ldp? *s|ins)\b", x)]
+    assert loop.loads <= 0.35 * loop.fmas
+    scalars = hot(pointwise(*shape), target, unroll=1)
+    assert scalars.loads > loop.loads * scalars.fmas / loop.fmas
+
+
+@pytest.mark.parametrize("name", AARCH64)
+@pytest.mark.parametrize("shape", [(128, 56), (512, 14)])
+def test_depthwise_loads_each_pixel_once(name: str, shape: tuple[int, int]) -> None:
+    target = load_target(name)
+    w = depthwise(*shape)
+    default = TEMPLATES["depthwise"].default(w, target, target.cores)
+    loop = hot(w, target)
+    columns, rows = default.int("tile_w"), default.int("tile_h")
+    ideal = (columns + 2) * (rows + 2) + 9
+    assert loop.fmas >= 9 * columns * rows and loop.spills == 0
+    assert loop.loads <= 1.3 * ideal, (loop.loads, ideal)
+
+
+def test_armv7_fuses_and_does_not_fall_back_to_scalars() -> None:
+    target = load_target("armv7-neon")
+    loop = hot(pointwise(256, 14, 512), target)
+    assert loop.fmas and all("q" in x for x in loop.code if x.startswith("vfma"))
+    assert not [x for x in loop.code if x.startswith(("vmul", "vmla"))]
