@@ -18,7 +18,11 @@ from tvmsep.targets import load_target, target_names
 
 ARM = [n for n in target_names() if load_target(n).machine in ("aarch64", "armv7l")]
 AARCH64 = [n for n in ARM if load_target(n).machine == "aarch64"]
-RUNTIME = {"memcpy", "memset", "TVMFFIErrorSetRaisedFromCStrParts"}
+RUNTIME = {
+    *("memcpy", "memset", "TVMFFIErrorSetRaisedFromCStrParts", "TVMFFIErrorSetRaisedFromCStr"),
+    *("pthread_create", "pthread_join", "sched_yield", "syscall", "clock_gettime"),
+    *("posix_memalign", "free"),
+}
 """What a kernel library may want of the process that loads it: libc, and TVM's runtime."""
 UNWINDING = {"__aeabi_unwind_cpp_pr0", "__aeabi_unwind_cpp_pr1"}
 """Named by 32-bit Arm's tables of frames; libgcc_s has them, which C++ brings."""

@@ -89,9 +89,7 @@ def workloads(draw: st.DrawFn, op: str, target: Target) -> Workload:
     if op == "pointwise":
         stride = draw(st.integers(1, 2))
         scaled = draw(st.booleans())
-        w = replace(
-            base, oc=oc, out_block=blocks(oc, target), sh=stride, sw=stride, scaled=scaled
-        )
+        w = replace(base, oc=oc, out_block=blocks(oc, target), sh=stride, sw=stride, scaled=scaled)
     else:
         kh, kw = draw(st.integers(1, 5)), draw(st.integers(1, 5))
         dh, dw = draw(st.integers(1, 2)), draw(st.integers(1, 2))

@@ -192,15 +192,6 @@ class Bundle:
             raise self._failure(error) from error
         return times
 
-    def empty_inputs(self, shapes: int = 0) -> list[Array]:
-        """Uninitialised arrays, which a call reads where they lie; fill them before.
-
-        Args:
-            shapes: which of `manifest.specialisations` they are for.
-        """
-        one = self.manifest.specialisations[shapes]
-        return [empty_aligned(t.shape, t.dtype) for t in one.inputs]
-
     def noise(self, seed: int = 0, shapes: int = 0) -> list[Array]:
         """Seeded inputs: standard normal where the dtype is floating, zeros and ones otherwise.
 
