@@ -7,10 +7,10 @@ it is installed (seconds, 200 MB); it works without, so that one import is answe
 installed" in a process that hasn't loaded torch by itself.
 
 **On the caller's thread.** TVM keeps a thread pool for each thread that calls it, and pins that
-thread to a CPU. A bundle's library brings a pool of its own (`compiler/pool.c`), so the network runs
-where it is called, beside threads that belong to nobody else; handing a call to another thread and
-back would take 70 to 170 microseconds. TVM's VM must not be called from two threads at once: calls
-are done in turn.
+thread to a CPU. A bundle's library brings a pool of its own (`compiler/pool.c`), so the network
+runs where it is called, beside threads that belong to nobody else; handing a call to another
+thread and back would take 70 to 170 microseconds. TVM's VM must not be called from two threads at
+once: calls are done in turn.
 """
 
 from __future__ import annotations
