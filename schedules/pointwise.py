@@ -125,6 +125,9 @@ class Pointwise:
         def tiles(c: Mapping[str, Any]) -> tuple[int, int]:
             return pixels // c["tile_p"], w.out_blocks // c["tile_oc"]
 
+        def tile_of(c: Mapping[str, Any]) -> tuple[int, int]:
+            return c["tile_p"], c["tile_oc"]
+
         def valid(c: Mapping[str, Any]) -> bool:
             acc = c["tile_p"] * c["tile_oc"]
             if acc > accumulator_limit(t, c["tile_oc"]):
@@ -132,9 +135,9 @@ class Pointwise:
             px, oc = tiles(c)
             if c["loop"] in ("px", "oc"):
                 return bool(c["chunks"] == 1)
+            if w.scaled:
+                return c["chunks"] in _scaled_chunks(w, t, threads, c["loop"], *tile_of(c))
             split, chunks = (px if c["loop"] == "px.oc" else oc), int(c["chunks"])
-            if w.scaled and not _near(w, t, c["loop"], chunks) and chunks != split:
-                return False
             return split % chunks == 0 and (chunks >= threads or chunks == split)
 
         chunk_domain = sorted(
@@ -145,6 +148,16 @@ class Pointwise:
                 if d in (1, threads, 2 * threads, 4 * threads, 8 * threads) or d == n <= 32
             }
         )
+        if w.scaled:
+            chunk_domain = sorted(
+                {
+                    chunks
+                    for loop in loops
+                    for p in tile_p
+                    for o in tile_oc
+                    for chunks in _scaled_chunks(w, t, threads, loop, p, o)
+                }
+            )
         default = self.default(w, t, threads)
         floor = min(default.int("tile_p") * default.int("tile_oc"), t.vector_registers // 4)
         return Space(
@@ -194,13 +207,13 @@ class Pointwise:
 
         def worth(tile: tuple[int, int], chunks: int) -> tuple[float, ...]:
             waste = -(-w.n * chunks // threads) * threads / (w.n * chunks)
-            return (costs[tile] * waste, not _near(w, t, loop, chunks), chunks)
+            return (costs[tile] * waste, chunks)
 
-        choices = []
-        for p, o in costs:
-            split = w.oh * w.ow // p if loop == "px.oc" else w.out_blocks // o
-            counts = [c for c in divisors(split) if c <= 8 * threads or c == split]
-            choices += [((p, o), c) for c in counts if c >= threads or c == split]
+        choices = [
+            (tile, chunks)
+            for tile in costs
+            for chunks in _scaled_chunks(w, t, threads, loop, *tile)
+        ]
         (tile_p, tile_oc), chunks = min(choices, key=lambda choice: worth(*choice))
         return Config(tile_p=tile_p, tile_oc=tile_oc, loop=loop, chunks=chunks, unroll=1)
 
@@ -249,10 +262,16 @@ def _loops(w: Workload, threads: int) -> tuple[str, ...]:
     return tuple(loop for loop in loops if "." in loop) if w.scaled else loops
 
 
-def _near(w: Workload, t: Target, loop: str, chunks: int) -> bool:
-    """Whether a chunk's scaled pixels take at most half of L2."""
-    pixels = w.ih * w.iw // (chunks if loop == "px.oc" else 1)
-    return 4 * pixels * w.in_blocks * w.in_block <= t.l2_bytes // 2
+def _scaled_chunks(
+    w: Workload, t: Target, threads: int, loop: str, tile_p: int, tile_oc: int
+) -> tuple[int, ...]:
+    """The fewest chunks that all threads share, each with at most half of L2 of scaled pixels."""
+    split = w.oh * w.ow // tile_p if loop == "px.oc" else w.out_blocks // tile_oc
+    counts = [c for c in divisors(split) if c >= threads] or [split]
+    if loop == "px.oc":
+        image = 4 * w.ih * w.iw * w.in_blocks * w.in_block
+        counts = [c for c in counts if image // c <= t.l2_bytes // 2] or counts[-1:]
+    return tuple(counts[:4])
 
 
 def _fits(t: Target, tile_p: int, tile_oc: int) -> bool:

@@ -308,6 +308,52 @@ print(os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]), np.array_equal(net(x), w
     assert python(code, affine_path, timeout_s=30) == "0 True\n"
 
 
+def test_a_call_within_a_call_is_refused(net: Bundle) -> None:
+    """As a signal's handler may make one."""
+    with pytest.raises(BundleError, match="middle of its own run"):
+        net._networks.do(lambda _: net(noise(0)))
+    np.testing.assert_allclose(net(noise(0)), expected(noise(0)), rtol=1e-4, atol=1e-4)
+
+
+@LINUX
+def test_closed_in_the_middle_of_a_run(affine_path: Path) -> None:
+    Bundle.load(affine_path, threads=1).close()
+    before = os_threads()
+    net = Bundle.load(affine_path, threads=2)
+
+    def job(networks: Any) -> Any:
+        net.close()
+        return networks[0]([noise(0)])
+
+    (got,) = net._networks.do(job)
+    np.testing.assert_allclose(got, expected(noise(0)), rtol=1e-4, atol=1e-4)
+    assert os_threads() == before
+    with pytest.raises(BundleError, match="closed"):
+        net(noise(0))
+
+
+@LINUX
+def test_a_warning_that_is_an_error_leaves_no_thread(affine_path: Path) -> None:
+    code = """
+import os, sys, warnings
+from tvmsep.bundle import Bundle
+Bundle.load(sys.argv[1], threads=1).close()
+before = len(os.listdir("/proc/self/task"))
+warnings.simplefilter("error")
+try:
+    Bundle.load(sys.argv[1], threads=3)
+except UserWarning:
+    print(len(os.listdir("/proc/self/task")) - before)
+"""
+    assert python(code, affine_path) == "0\n"
+
+
+def test_odd_strides_of_single_elements(net: Bundle) -> None:
+    x = np.lib.stride_tricks.as_strided(noise(0), strides=(12, *noise(0).strides[1:]))
+    assert x.flags.c_contiguous
+    np.testing.assert_allclose(net(x), expected(x), rtol=1e-4, atol=1e-4)
+
+
 # A light process
 
 LIGHT = """

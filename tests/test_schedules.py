@@ -12,6 +12,7 @@ from hypothesis import strategies as st
 
 from tvmsep.codegen import example_inputs, kernel, reference, relative_error
 from tvmsep.contracts import Config, Space, Target, Workload
+from tvmsep.graph.plan import choose_split
 from tvmsep.schedules import TEMPLATES, template_for
 from tvmsep.schedules.epilogue import activate, activate_numpy
 from tvmsep.targets import load_target, misfit, target_names
@@ -186,6 +187,20 @@ def test_defaults_lie_in_their_space_for_real_layers(name: str) -> None:
             for threads in (1, 2, 4, 8):
                 default = template.default(w, target, threads)
                 assert default in template.space(w, target, threads), (w.label, threads, default)
+
+
+@pytest.mark.parametrize("name", ["x86-zen4", "x86-avx2", "rpi3", "rpi4"])
+def test_scaled_defaults_lie_in_their_space(name: str) -> None:
+    target, template = load_target(name), TEMPLATES["pointwise"]
+    for ic, oc, size in ((32, 16, 144), (40, 24, 150), (40, 24, 260), (672, 112, 14), (16, 8, 7)):
+        for threads in (1, 2, 4, 8):
+            w = Workload(
+                op="pointwise", ic=ic, ih=size, iw=size, oc=oc, in_block=blocks(ic, target),
+                out_block=blocks(oc, target), epilogue=("bias",), scaled=True,
+                out_split=choose_split(size, size, threads),
+            )  # fmt: skip
+            default = template.default(w, target, threads)
+            assert default in template.space(w, target, threads), (w.label, threads, default)
 
 
 @pytest.mark.parametrize("size", [11, 13, 17, 19, 28, 38, 56, 112, 149])

@@ -143,6 +143,7 @@ def test_the_event_loop_goes_on(net: Bundle) -> None:
     async def main() -> None:
         gate, beats = threading.Event(), 0
         net._networks.submit(lambda _: gate.wait(30))  # a long run before ours
+        await asyncio.sleep(0.05)  # it has begun
         calls = [asyncio.ensure_future(net.acall(noise(i))) for i in range(5)]
         for _ in range(20):
             await asyncio.sleep(0)

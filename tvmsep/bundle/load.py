@@ -93,10 +93,6 @@ class Bundle:
                 for s in manifest.specialisations
             ]
             package.check_members()
-        try:
-            networks = Networks(programs, count)
-        except BundleError as error:
-            raise BundleError(f"{path}: {error}") from error
         if count != variant.threads:
             tuned = ", ".join(str(v.threads) for v in manifest.variants)
             warnings.warn(
@@ -104,6 +100,10 @@ class Bundle:
                 f"slower than tvmsep tune MODEL --threads {count} would make it",
                 stacklevel=2,
             )
+        try:
+            networks = Networks(programs, count)
+        except BundleError as error:
+            raise BundleError(f"{path}: {error}") from error
         return cls(manifest, variant, count, networks)
 
     def __call__(self, *arrays: Any) -> Any:

@@ -25,6 +25,7 @@ import os
 import sys
 import tempfile
 import threading
+import weakref
 from collections.abc import Callable, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
@@ -39,7 +40,16 @@ T = TypeVar("T")
 
 _CPU, _POOLED = 1, 2
 _THREADS = "tvmsep_threads"
-_import_lock = threading.Lock()
+_import_lock = threading.RLock()
+
+
+def _renew_lock() -> None:
+    global _import_lock
+    _import_lock = threading.RLock()
+
+
+if hasattr(os, "register_at_fork"):  # another thread may have held it, and is not in the child
+    os.register_at_fork(after_in_child=_renew_lock)
 
 
 @functools.cache
@@ -138,7 +148,7 @@ class Network:
         self._ffi = load_runtime()
         self._module = _load_library_bytes(self._ffi, program.library)
         try:
-            self._set_threads = self._module.get_function(_THREADS, query_imports=True)
+            set_threads = self._module.get_function(_THREADS, query_imports=True)
         except AttributeError as error:
             raise BundleError(
                 "its library has no threads of its own: an earlier tvmsep built it; build it again"
@@ -157,9 +167,14 @@ class Network:
             self._buffers = [(a, self._ffi.from_dlpack(a)) for a in program.inputs]
             self._kept = {a.ctypes.data for a in (*program.inputs, *program.weights)}
             self._main = self._vm["tvmsep_bound"]
-            self._set_threads(threads)
         except (AttributeError, RuntimeError, ValueError, TypeError) as error:
             raise BundleError(f"its library is no Relax executable: {error}") from error
+        try:
+            set_threads(threads)
+        except RuntimeError as error:
+            raise BundleError(f"{threads} threads cannot be had: {error}") from error
+        # The library must not be unloaded under its threads, however this object ends.
+        self._end = weakref.finalize(self, _end_threads, set_threads, os.getpid())
 
     def __call__(self, arrays: Sequence[Any]) -> tuple[Any, ...]:
         """Run on NumPy arrays of the right shapes; the outputs are new arrays on TVM's memory."""
@@ -197,9 +212,14 @@ class Network:
 
     def unload(self) -> None:
         """End the threads and drop the library."""
-        self._set_threads(0)
-        self._main = self._vm = self._set_threads = self._module = None
+        self._end()
+        self._main = self._vm = self._module = None
         self._buffers = []
+
+
+def _end_threads(set_threads: Any, pid: int) -> None:
+    if os.getpid() == pid:  # in a child that was forked off there are none
+        set_threads(0)
 
 
 class Networks:
@@ -214,16 +234,17 @@ class Networks:
     """
 
     def __init__(self, programs: Sequence[Program], threads: int) -> None:
-        self._lock = threading.RLock()
+        self._turn = threading.RLock()
+        self._queue = threading.RLock()
         self._pid = os.getpid()
-        self._closed = False
+        self._running = self._closed = self._closed_inside = False
         self._runner: ThreadPoolExecutor | None = None
-        self._runner_id = 0
+        self._runner_id = self._owner = 0
         self._loaded: list[Network] = []
         try:
             for program in programs:
                 self._loaded.append(Network(program, threads))
-        except BundleError:
+        except BaseException:
             self.close()
             raise
 
@@ -231,13 +252,12 @@ class Networks:
         """Do something on the calling thread, while no other does.
 
         Raises:
-            BundleError: closed, or loaded before a fork.
+            BundleError: closed, loaded before a fork, or called in the middle of a job.
         """
         self._check()
-        with self._lock:
-            if not self._loaded:
-                raise _closed()
-            return job(self._loaded)
+        if self._closed:
+            raise _closed()
+        return self._do(job)
 
     def submit(self, job: Callable[[Sequence[Network]], T]) -> Future[T]:
         """Do something in the background, in the order of the calls; cancelled before, it is not.
@@ -246,12 +266,26 @@ class Networks:
             BundleError: closed, or loaded before a fork.
         """
         self._check()
-        with self._lock:
+        with self._queue:
             if self._closed:
                 raise _closed()
             if self._runner is None:
                 self._runner = ThreadPoolExecutor(1, "tvmsep", self._note_runner)
-            return self._runner.submit(self.do, job)
+            return self._runner.submit(self._do, job)
+
+    def _do(self, job: Callable[[Sequence[Network]], T]) -> T:
+        with self._turn:
+            if self._running:  # by a signal's handler, or a destructor
+                raise BundleError("this bundle was called in the middle of its own run")
+            if not self._loaded:
+                raise _closed()
+            self._running, self._owner = True, threading.get_ident()
+            try:
+                return job(self._loaded)
+            finally:
+                self._running, self._owner = False, 0
+                if self._closed_inside:
+                    self._unload()
 
     def close(self) -> None:
         """Let what was submitted finish, end all threads and give back TVM's memory.
@@ -260,16 +294,25 @@ class Networks:
         """
         if os.getpid() != self._pid:
             return
-        with self._lock:
+        with self._queue:
             if self._closed:
                 return
             self._closed = True
+        me = threading.get_ident()
+        inside = self._owner == me
         if self._runner is not None:
             # An abandoned bundle may be collected in the middle of its own runner's work.
-            self._runner.shutdown(wait=threading.get_ident() != self._runner_id)
-        with self._lock:
-            for network in self._loaded:
-                network.unload()
+            self._runner.shutdown(wait=not inside and me != self._runner_id)
+        if inside:
+            self._closed_inside = True
+            return
+        with self._turn:
+            self._unload()
+
+    def _unload(self) -> None:
+        for network in self._loaded:
+            network.unload()
+        if self._loaded:
             self._loaded = []
             load_runtime().get_global_func("vm.builtin.memory_manager.clear")()
 

@@ -55,7 +55,7 @@ def bench(bundles: Sequence[Bundle], runs: int = 100) -> list[BenchResult]:
     for i in range(rounds):
         share = runs // rounds + (i < runs % rounds)
         for (bundle, shapes), mine in zip(entrants, times, strict=True):
-            if len(bundles) > 1 and any(b.threads > 1 for b in bundles):
+            if len(entrants) > 1 and any(b.threads > 1 for b in bundles):
                 time.sleep(_SETTLE_S)
             mine += bundle.time(share, warmup=3, inputs=bundle.noise(shapes=shapes))
     return [_summary(b, n, t) for (b, n), t in zip(entrants, times, strict=True)]

@@ -82,15 +82,23 @@ def compile_c(source: Path, triple: str) -> bytes:
         LinkRefused: with what the compiler said, or that it took too long.
         LinkError: there is no compiler.
     """
-    machine, _, *system = triple.split("-")  # zig's triples have no vendor, and no ARM version
-    machine = "arm" if machine.startswith("armv") else machine
     flags = ["-c", "-O2", "-g0", "-fPIC", "-fvisibility=hidden", "-Wall", "-Wextra", "-Werror"]
     with tempfile.TemporaryDirectory(prefix="tvmsep-") as folder:
         out = Path(folder) / "out.o"
-        command = [zig(), "cc", *flags, "-target", "-".join([machine, *system])]
+        command = [zig(), "cc", *flags, "-target", _zig_triple(triple)]
         caches = {"ZIG_GLOBAL_CACHE_DIR": folder, "ZIG_LOCAL_CACHE_DIR": folder}
         _run([*command, str(source), "-o", str(out)], env={**os.environ, **caches})
         return out.read_bytes()
+
+
+def _zig_triple(triple: str) -> str:
+    """A triple of LLVM's as zig writes it: without a vendor and the version of ARM or macOS."""
+    machine, *rest = triple.split("-")
+    for prefix, name in (("armv", "arm"), ("arm64", "aarch64"), ("i686", "x86")):
+        machine = name if machine.startswith(prefix) else machine
+    if rest[-1].startswith(("darwin", "macos")):
+        return f"{machine}-macos"
+    return "-".join([machine, *rest[rest.index("linux") :]])
 
 
 def _run(

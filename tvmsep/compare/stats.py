@@ -104,7 +104,7 @@ def pair(a_s: Sequence[float], b_s: Sequence[float], alpha: float = ALPHA) -> Pa
     a, b = np.asarray(a_s, float), np.asarray(b_s, float)
     if a.shape != b.shape or not a.size or not (np.minimum(a, b) > 0).all():
         raise ValueError(f"figures of the same rounds are needed: {a_s} and {b_s}")
-    logs = np.log(a / b)
+    logs = np.log(a) - np.log(b)  # turned round, exactly the negative
     n = len(logs)
     i, j = np.triu_indices(n)
     walsh = np.sort((logs[i] + logs[j]) / 2)  # where the sum changes
