@@ -1,11 +1,11 @@
 """Would a whole inverted residual in one kernel be faster? Measured on MobileNetV2's widest ones.
 
-    python benchmarks/inverted.py --threads 1,2 --seconds 60
+    python benchmarks/inverted.py --seconds 60
 
 Pointwise, depthwise and pointwise as three kernels (each with its default config), against one
 kernel that computes a few rows of the wide middle at a time, in a scratch buffer that stays in L2:
 the rows that neighbouring tiles share are computed twice. Of the fused kernel's tilings a random
-sample is timed for `--seconds` a block and thread count; the best three then take turns with the
+sample is timed for `--seconds` a block, on one thread; the best three then take turns with the
 three kernels, on the same arrays. Printed is the lowest median of each.
 """
 
@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import argparse
 import itertools
+import os
 import random
 import statistics
 import tempfile
@@ -245,7 +246,7 @@ def compare(block: tuple[int, ...], t: Target, threads: int, seconds: float, fol
     size, ic, mid, oc, stride = block
     label = f"{size}x{size} {ic}>{mid}>{oc}" + f" s{stride}" * (stride > 1)
     return (
-        f"| {label} | {threads} | {apart * 1e6:.0f} | {together * 1e6:.0f} | "
+        f"| {label} | {apart * 1e6:.0f} | {together * 1e6:.0f} | "
         f"{together / apart:.2f} | {len(found)} |"
     )
 
@@ -253,22 +254,18 @@ def compare(block: tuple[int, ...], t: Target, threads: int, seconds: float, fol
 def main() -> None:
     """See the module."""
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
-    parser.add_argument("--threads", default="1,2")
     parser.add_argument("--seconds", type=float, default=60.0, help="of search, each (60)")
     asked = parser.parse_args()
     import tvm
 
     t = load_target("local")
-    print("| block | threads | three kernels, us | one kernel, us | ratio | tilings tried |")
-    print("|---|---|---|---|---|---|")
-    counts = [int(n) for n in asked.threads.split(",")]
-    configure = tvm.get_global_func("runtime.config_threadpool")
-    configure(-2, max(counts), [str(i) for i in range(max(counts))])
+    print("| block | three kernels, us | one kernel, us | ratio | tilings tried |")
+    print("|---|---|---|---|---|")
+    cpu = min(os.sched_getaffinity(0))
+    tvm.get_global_func("runtime.config_threadpool")(-2, 1, [str(cpu)])
     with tempfile.TemporaryDirectory() as folder:
-        for threads in counts:
-            configure(1, threads)
-            for block in BLOCKS:
-                print(compare(block, t, threads, asked.seconds, Path(folder)), flush=True)
+        for block in BLOCKS:
+            print(compare(block, t, 1, asked.seconds, Path(folder)), flush=True)
 
 
 if __name__ == "__main__":

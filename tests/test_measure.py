@@ -205,7 +205,7 @@ def test_harness_adds_next_to_nothing(
     words = stamps.numpy()[:64].astype(np.int64)
     ns = (words[:, 2] - words[:, 0]) * 10**9 + words[:, 3] - words[:, 1]
     print(f"empty kernel: median {statistics.median(ns)} ns, min {ns.min()} ns")
-    assert 0 < ns.min() < 500
+    assert 0 < ns.min() < 2000
 
 
 def test_stock_client(target: Target, good: Built) -> None:
