@@ -68,7 +68,7 @@ def parts(block: tuple[int, ...], t: Target) -> list[Workload]:
     ]  # fmt: skip
 
 
-def tilings(work: list[Workload], t: Target, threads: int) -> list[Tiling]:
+def tilings(work: list[Workload], t: Target) -> list[Tiling]:
     """Those whose register tiles and scratch promise something."""
     first, middle, last = work
 
@@ -80,7 +80,7 @@ def tilings(work: list[Workload], t: Target, threads: int) -> list[Tiling]:
     def scratch(rows: int) -> int:
         return 4 * ((rows - 1) * middle.sh + 3) * middle.iw * middle.in_blocks * middle.in_block
 
-    rows = [r for r in divisors(middle.oh // threads) if scratch(r) <= t.l2_bytes * 3 // 4]
+    rows = [r for r in divisors(middle.oh) if scratch(r) <= t.l2_bytes * 3 // 4]
     strips = [s for s in divisors(middle.ow, 14) if s >= 4]
     found = itertools.product(
         rows, tiles(first.ow, first.out_blocks), strips, tiles(last.ow, last.out_blocks), (1, 4)
@@ -88,7 +88,7 @@ def tilings(work: list[Workload], t: Target, threads: int) -> list[Tiling]:
     return [Tiling(*knobs) for knobs in found]
 
 
-def fused(work: list[Workload], t: Target, threads: int, c: Tiling) -> Any:
+def fused(work: list[Workload], t: Target, c: Tiling) -> Any:
     """The scheduled kernel; its parameters are theirs without the activations in between."""
     from tvm import s_tir, te, tirx
 
@@ -142,11 +142,10 @@ def fused(work: list[Workload], t: Target, threads: int, c: Tiling) -> Any:
 
     sch = s_tir.Schedule(prim_func([x, we, be, wd, bd, wl, bl, out]))
     n, ob, h, col, lane = sch.get_loops(sch.get_sblock("out"))
-    chunk, tile, row = sch.split(h, [threads, None, c.rows])
+    tile, row = sch.split(h, [None, c.rows])
     wo, wi = sch.split(col, [None, c.last[0]])
     oo, oi = sch.split(ob, [None, c.last[1]])
-    sch.reorder(n, chunk, tile, oo, row, wo, oi, wi, lane)
-    sch.parallel(sch.fuse(n, chunk))
+    sch.reorder(n, tile, oo, row, wo, oi, wi, lane)
     unroll = {"ii": c.unroll}
     register_tile(sch, sch.get_sblock("out_acc"), wo, ("io", "ii"), unroll, vector_axis=4)
     finish_tile(sch, (oi, wi), lane)
@@ -193,7 +192,7 @@ def median_s(run: Any) -> float:
     return statistics.median(times)
 
 
-def compare(block: tuple[int, ...], t: Target, threads: int, seconds: float, folder: Path) -> str:
+def compare(block: tuple[int, ...], t: Target, seconds: float, folder: Path) -> str:
     """One line of the table."""
     import tvm
 
@@ -215,7 +214,7 @@ def compare(block: tuple[int, ...], t: Target, threads: int, seconds: float, fol
     for i, w in enumerate(work):
         template = template_for(w, t)
         assert template is not None
-        functions[f"k{i}"] = kernel(w, t, template.name, template.default(w, t, threads), f"k{i}")
+        functions[f"k{i}"] = kernel(w, t, template.name, template.default(w, t, 1), f"k{i}")
     library = load(functions, t, folder)
     calls = list(zip([x, *between], weights, [*between, out], strict=True))
 
@@ -225,11 +224,11 @@ def compare(block: tuple[int, ...], t: Target, threads: int, seconds: float, fol
 
     separate()
     check()
-    rng, sample, found = random.Random(0), tilings(work, t, threads), []
+    rng, sample, found = random.Random(0), tilings(work, t), []
     end = time.monotonic() + seconds
     while time.monotonic() < end:
         c = rng.choice(sample)
-        module = load({"fused": fused(work, t, threads, c)}, t, folder)
+        module = load({"fused": fused(work, t, c)}, t, folder)
 
         def one(run: Any = module["fused"]) -> None:
             run(x, *itertools.chain(*weights), out)
@@ -265,7 +264,7 @@ def main() -> None:
     tvm.get_global_func("runtime.config_threadpool")(-2, 1, [str(cpu)])
     with tempfile.TemporaryDirectory() as folder:
         for block in BLOCKS:
-            print(compare(block, t, 1, asked.seconds, Path(folder)), flush=True)
+            print(compare(block, t, asked.seconds, Path(folder)), flush=True)
 
 
 if __name__ == "__main__":

@@ -125,9 +125,6 @@ class Pointwise:
         def tiles(c: Mapping[str, Any]) -> tuple[int, int]:
             return pixels // c["tile_p"], w.out_blocks // c["tile_oc"]
 
-        def tile_of(c: Mapping[str, Any]) -> tuple[int, int]:
-            return c["tile_p"], c["tile_oc"]
-
         def valid(c: Mapping[str, Any]) -> bool:
             acc = c["tile_p"] * c["tile_oc"]
             if acc > accumulator_limit(t, c["tile_oc"]):
@@ -136,7 +133,9 @@ class Pointwise:
             if c["loop"] in ("px", "oc"):
                 return bool(c["chunks"] == 1)
             if w.scaled:
-                return c["chunks"] in _scaled_chunks(w, t, threads, c["loop"], *tile_of(c))
+                return c["chunks"] in _scaled_chunks(
+                    w, t, threads, c["loop"], c["tile_p"], c["tile_oc"]
+                )
             split, chunks = (px if c["loop"] == "px.oc" else oc), int(c["chunks"])
             return split % chunks == 0 and (chunks >= threads or chunks == split)
 
@@ -215,7 +214,8 @@ class Pointwise:
             for chunks in _scaled_chunks(w, t, threads, loop, *tile)
         ]
         (tile_p, tile_oc), chunks = min(choices, key=lambda choice: worth(*choice))
-        return Config(tile_p=tile_p, tile_oc=tile_oc, loop=loop, chunks=chunks, unroll=1)
+        unroll = w.in_block if t.lane_operand else 1
+        return Config(tile_p=tile_p, tile_oc=tile_oc, loop=loop, chunks=chunks, unroll=unroll)
 
     def apply(self, sch: s_tir.Schedule, w: Workload, t: Target, c: Config) -> None:
         """The docstring's steps, in s_tir primitives."""

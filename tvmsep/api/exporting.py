@@ -4,9 +4,8 @@ from __future__ import annotations
 
 import os
 from pathlib import Path
-from typing import Any
 
-from tvmsep.contracts import BundleError, InputError
+from tvmsep.contracts import InputError
 
 
 def export_object(
@@ -35,7 +34,7 @@ def export_object(
     from tvmsep.bundle.archive import write_file
     from tvmsep.bundle.header import symbol
     from tvmsep.bundle.manifest import MANIFEST, WEIGHTS
-    from tvmsep.compiler import SYSTEM_LIB, compile_object, lower
+    from tvmsep.compiler import SYSTEM_LIB, compile_object, lower, read_relax
 
     out = Path(out)
     name = symbol(out.stem)
@@ -53,19 +52,7 @@ def export_object(
             f"{name}_manifest.json": package.read(MANIFEST),
             f"{name}_weights.safetensors": package.read(WEIGHTS),
         }
-    module = _parse(text, path).with_attr(SYSTEM_LIB, f"{name}_")
+    advice = f"build it again: tvmsep build MODEL --log {path}"
+    module = read_relax(text, path, advice).with_attr(SYSTEM_LIB, f"{name}_")
     contents = compile_object(lower(module, manifest.target), manifest.target, data)
     write_file(out, lambda file: file.write(contents))
-
-
-def _parse(text: str, path: object) -> Any:
-    import tvm
-
-    try:
-        return tvm.script.from_source(text)
-    except Exception as error:  # the parser raises whatever it likes
-        reason = str(error).strip().splitlines() or [type(error).__name__]
-        raise BundleError(
-            f"the Relax text of {path} cannot be read back ({reason[-1]}): build it again: "
-            f"tvmsep build MODEL --log {path}"
-        ) from error

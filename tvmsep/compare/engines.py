@@ -79,7 +79,7 @@ def _listed(result: Any) -> list[Array]:
 
 
 class Ours:
-    """A bundle as `tvmsep.Bundle` runs it, hand-over between threads included."""
+    """A bundle as `tvmsep.Bundle` runs it, what makes its outputs arrays included."""
 
     def __init__(self, job: Job) -> None:
         from tvmsep import __version__

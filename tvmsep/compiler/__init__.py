@@ -9,7 +9,7 @@ from tvmsep.compiler.compile import (
     peak_bytes,
 )
 from tvmsep.compiler.emit import emit
-from tvmsep.compiler.stamped import PROBE_RUNS, PROBES, Part, Stamped, parts, stamp
+from tvmsep.compiler.stamped import PROBE_RUNS, PROBES, Part, Stamped, parts, read_relax, stamp
 
 __all__ = [
     "PROBES",
@@ -24,6 +24,7 @@ __all__ = [
     "lower",
     "parts",
     "peak_bytes",
+    "read_relax",
     "stamp",
     "stamps_dtype",
     "stamps_shape",

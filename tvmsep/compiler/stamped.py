@@ -15,7 +15,7 @@ import numpy as np
 
 from tvmsep.compiler.clock import Clock
 from tvmsep.compiler.emit import CONFIG, SCHEDULED, WORKLOAD
-from tvmsep.contracts import Target, Workload
+from tvmsep.contracts import BundleError, Target, Workload
 
 if TYPE_CHECKING:
     from tvm import IRModule
@@ -54,6 +54,23 @@ class Stamped:
     module: IRModule
     shape: tuple[int, int]
     """Of that parameter: a counter, then each run's readings (seconds, nanoseconds)."""
+
+
+def read_relax(text: str, path: object, advice: str) -> IRModule:
+    """The module behind a bundle's Relax text.
+
+    Raises:
+        BundleError: it is not there as a whole; says so of `path`, and gives the advice.
+    """
+    import tvm
+
+    try:
+        return tvm.script.from_source(text)
+    except Exception as error:  # the parser raises whatever it likes
+        reason = str(error).strip().splitlines() or [type(error).__name__]
+        raise BundleError(
+            f"the Relax text of {path} cannot be read back ({reason[-1]}): {advice}"
+        ) from error
 
 
 def parts(mod: IRModule) -> list[Part]:

@@ -50,11 +50,6 @@ class LoopCycles(msgspec.Struct, frozen=True, kw_only=True):
     fma_use: float
     """Multiply-adds over those that the core could start meanwhile."""
 
-    @property
-    def cycles_per_fma(self) -> float | None:
-        """None where there is no multiply-add."""
-        return self.cycles / self.fmas if self.fmas else None
-
 
 class CycleModel(msgspec.Struct, frozen=True, kw_only=True):
     """Of a network: modelled, not measured."""

@@ -18,7 +18,7 @@ import numpy as np
 from tvmsep.bundle import Package
 from tvmsep.bundle.manifest import Variant
 from tvmsep.codegen.reference import Array
-from tvmsep.compiler import PROBE_RUNS, PROBES, parts, stamp
+from tvmsep.compiler import PROBE_RUNS, PROBES, parts, read_relax, stamp
 from tvmsep.contracts import BoardError, BundleError, InputError
 from tvmsep.contracts.trial import robust_mean
 from tvmsep.measure import Failed, Farm, NetworkTimes
@@ -287,16 +287,8 @@ def parse_relax(text: str, path: Path) -> Any:
     Raises:
         BundleError: it is not there as a whole, or does not say what its kernels are.
     """
-    import tvm
-
-    try:
-        module = tvm.script.from_source(text)
-    except Exception as error:  # the parser raises whatever it likes
-        reason = str(error).strip().splitlines() or [type(error).__name__]
-        raise BundleError(
-            f"the Relax text of {path} cannot be read back ({reason[-1]}): "
-            "profile the model instead: tvmsep inspect MODEL --roofline"
-        ) from error
+    advice = "profile the model instead: tvmsep inspect MODEL --roofline"
+    module = read_relax(text, path, advice)
     if not any(p.workload for p in parts(module)):
         raise BundleError(
             f"{path} does not say what its kernels compute: it was built by a tvmsep without "
