@@ -33,7 +33,7 @@ from typing import Any, NoReturn
 import numpy as np
 from engines import ENGINES, Engine
 from harness import environment, report
-from harness.model import check_change, specs, write_network
+from harness.model import MIN_CHANGE, check_change, specs, write_network
 from harness.process import Failure
 from harness.protocol import write_json
 from harness.rounds import Sample, Turn, play, summarise
@@ -163,8 +163,9 @@ def measure_peak(target: Target) -> float:
 
 
 def compare(
-    runner: Runner, engines: Sequence[Engine], args: argparse.Namespace
-) -> tuple[list[Any], dict[str, Failure], float]:
+    runner: Runner, engines: Sequence[Engine], args: argparse.Namespace,
+    least_change: float = MIN_CHANGE,
+) -> tuple[list[Any], dict[str, Failure], float]:  # fmt: skip
     """All rounds on one network: series, what was left out, how far inputs move the output."""
     from tvmsep.measure.lock import HostLock
 
@@ -172,7 +173,7 @@ def compare(
     try:
         with lock.hold(exclusive=False):
             reference = runner.reference(ENGINES[REFERENCE])
-        change = check_change(reference, runner.network.spec)
+        change = check_change(reference, runner.network.spec, least_change)
         turns, failed = [], {}
         for engine in engines:
             for threads in args.threads:

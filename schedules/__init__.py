@@ -3,7 +3,17 @@
 from __future__ import annotations
 
 from tvmsep.contracts import Target, Template, Workload
-from tvmsep.schedules import boundary, conv, dense, depthwise, eltwise, fused, pointwise, pool
+from tvmsep.schedules import (
+    boundary,
+    conv,
+    dense,
+    depthwise,
+    eltwise,
+    fused,
+    pointwise,
+    pool,
+    resample,
+)
 
 TEMPLATES: dict[str, Template] = {
     t.name: t
@@ -15,6 +25,7 @@ TEMPLATES: dict[str, Template] = {
         dense.TEMPLATE,
         pool.TEMPLATE,
         eltwise.TEMPLATE,
+        resample.TEMPLATE,
         boundary.PACK,
         boundary.UNPACK,
     )

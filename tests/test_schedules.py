@@ -15,6 +15,7 @@ from tvmsep.contracts import Config, Space, Target, Workload
 from tvmsep.graph.plan import choose_split
 from tvmsep.schedules import TEMPLATES, template_for
 from tvmsep.schedules.epilogue import activate, activate_numpy
+from tvmsep.schedules.resample import COORDINATES, ROUNDINGS
 from tvmsep.targets import load_target, misfit, target_names
 
 TOLERANCE = 2e-5
@@ -79,6 +80,8 @@ def workloads(draw: st.DrawFn, op: str, target: Target) -> Workload:
     if op == "eltwise":
         kind = draw(st.sampled_from(("act", "add", "mul", "scale")))
         return replace(base, kind=kind, epilogue=tuple(e for e in epilogue if e != "bias"))
+    if op == "resample":
+        return draw(resamples(replace(base, epilogue=tuple(e for e in epilogue if e != "bias"))))
     if op == "pool" and draw(st.booleans()):
         return replace(base, kind="global_avg", kh=ih, kw=iw)
     if op == "dense":
@@ -128,6 +131,30 @@ def workloads(draw: st.DrawFn, op: str, target: Target) -> Workload:
     if draw(st.booleans()):
         epilogue.insert(draw(st.integers(0, len(epilogue))), "add")
     return replace(w, epilogue=tuple(epilogue))
+
+
+@st.composite
+def resamples(draw: st.DrawFn, base: Workload) -> Workload:
+    """Every kind, larger and smaller, with sizes that do not divide each other."""
+    replace = msgspec.structs.replace
+    kind = draw(st.sampled_from(("nearest", "linear", "shuffle", "zeros")))
+    if kind in ("nearest", "linear"):
+        modes = [kind, draw(st.sampled_from(COORDINATES))]
+        if kind == "nearest":
+            modes.append(draw(st.sampled_from(ROUNDINGS)))
+        size = (draw(st.integers(1, 30)), draw(st.integers(1, 30)))
+        return replace(base, kind=":".join(modes), size=size)
+    sh, sw = draw(st.integers(1, 3)), draw(st.integers(1, 3))
+    if kind == "zeros":
+        grown = ((base.ih - 1) * sh + draw(st.integers(1, 2)),
+                 (base.iw - 1) * sw + draw(st.integers(1, 2)))  # fmt: skip
+        return replace(base, kind=kind, sh=sh, sw=sw, size=grown)
+    top, left = draw(st.integers(0, sh - 1)), draw(st.integers(0, sw - 1))
+    size = (base.ih * sh - top, base.iw * sw - left)
+    return replace(
+        base, kind=kind, sh=sh, sw=sw, pads=(top, left, 0, 0), size=size,
+        ic=sh * sw * base.out_blocks * base.out_block,
+    )  # fmt: skip
 
 
 def sample(space: Space, rng: random.Random) -> Config:

@@ -113,21 +113,22 @@ def _fix_batch(graph: Any, batch: int, spec: str) -> None:
         fix_shapes(graph, {value.name: (batch, *(d.dim_value for d in dims[1:]))})
 
 
-def check_change(reference: np.ndarray, spec: str) -> float:
+def check_change(reference: np.ndarray, spec: str, least: float = MIN_CHANGE) -> float:
     """How far two inputs are apart at the output, as a share of its largest value.
 
     Args:
         reference: [2, outputs].
         spec: of the network, for the message.
+        least: what it has to be.
 
     Raises:
-        InputError: less than `MIN_CHANGE`.
+        InputError: less than that.
     """
     change = float(np.abs(reference[0] - reference[1]).max() / np.abs(reference).max())
-    if not change >= MIN_CHANGE:
+    if not change >= least:
         raise InputError(
             f"{spec}: two inputs change its output by {change:.1e} of its largest value, below "
-            f"{MIN_CHANGE}: comparing outputs would prove nothing; use weights that let the "
+            f"{least}: comparing outputs would prove nothing; use weights that let the "
             "signal through"
         )
     return change

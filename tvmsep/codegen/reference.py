@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 
 from tvmsep.contracts import Workload
-from tvmsep.graph.numeric import convolve, pool
+from tvmsep.graph.numeric import convolve, pool, resize
 from tvmsep.schedules.conv import conv_channels
 from tvmsep.schedules.epilogue import activate_numpy
 
@@ -107,6 +107,23 @@ def finish(
     return acc
 
 
+def resample(x: Array, w: Workload) -> Array:
+    """`x [n, ic, ih, iw]` to `[n, oc, oh, ow]`, by the workload's kind."""
+    kind, *modes = w.kind.split(":")
+    if kind == "shuffle":
+        phases = x.reshape(w.n, w.sh, w.sw, -1, w.ih, w.iw)[:, :, :, : w.oc]
+        whole = phases.transpose(0, 3, 4, 1, 5, 2).reshape(w.n, w.oc, w.ih * w.sh, w.iw * w.sw)
+        top, left = w.pads[:2]
+        return whole[:, :, top : top + w.oh, left : left + w.ow]
+    if kind == "zeros":
+        y = np.zeros((w.n, w.oc, w.oh, w.ow), x.dtype)
+        y[:, :, : w.ih * w.sh : w.sh, : w.iw * w.sw : w.sw] = x
+        return y
+    method = "nearest_neighbor" if kind == "nearest" else kind
+    attrs = {"method": method, "coordinate_transformation_mode": modes[0]}
+    return resize(x, (w.oh, w.ow), attrs | {"rounding_method": modes[-1]})
+
+
 def reference(w: Workload, inputs: Sequence[Array], dtype: str = "float64") -> Array:
     """The output in `dtype` for packed `inputs`, packed (or plain) as the kernel stores it."""
     if w.op == "dwpw":
@@ -127,6 +144,8 @@ def reference(w: Workload, inputs: Sequence[Array], dtype: str = "float64") -> A
             other = unblock(named["y"], w.ic)
             other = other[..., None] if w.kind == "scale" else other.reshape(x.shape)
             y = x + other if w.kind == "add" else x * other
+        case "resample":
+            y = resample(x, w)
         case _:
             y = x
     y = y.reshape(w.n, w.oc, -1)

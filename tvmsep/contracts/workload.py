@@ -7,7 +7,10 @@ from typing import Literal
 
 import msgspec
 
-Op = Literal["conv", "pointwise", "depthwise", "dwpw", "dense", "pool", "eltwise", "pack", "unpack"]
+Op = Literal[
+    "conv", "pointwise", "depthwise", "dwpw", "dense", "pool", "eltwise", "resample", "pack",
+    "unpack",
+]  # fmt: skip
 Split = Literal["rows", "channels"]
 
 
@@ -49,7 +52,10 @@ class Workload(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
     scaled: bool = False
     """Only of "pointwise": its input is multiplied by one factor a channel, the last parameter."""
     kind: str = ""
-    """Pool: "max", "avg" (padding counts), "avg_valid", "global_avg"; eltwise: see its file."""
+    """Pool: "max", "avg" (padding counts), "avg_valid", "global_avg"; eltwise, resample: see
+    their files."""
+    size: tuple[int, ...] = ()
+    """Only of "resample": output rows and columns; of "shuffle" `pads` is where they begin."""
     dtype: str = "float32"
     in_split: Split = "rows"
     """How the producer of the input divides it over threads: part of the layout."""
@@ -58,11 +64,15 @@ class Workload(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
     @property
     def oh(self) -> int:
         """Output rows."""
+        if self.size:
+            return self.size[0]
         return (self.ih + self.pads[0] + self.pads[2] - (self.kh - 1) * self.dh - 1) // self.sh + 1
 
     @property
     def ow(self) -> int:
         """Output columns."""
+        if self.size:
+            return self.size[1]
         return (self.iw + self.pads[1] + self.pads[3] - (self.kw - 1) * self.dw - 1) // self.sw + 1
 
     @property
@@ -173,7 +183,8 @@ class Workload(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
         name = f"{self.op}:{self.kind}" if self.kind else self.op
         kernel += "*scale" * self.scaled
         kernel += "".join(f"+{e}" for e in self.mid_epilogue if e != "bias")
-        return f"{name}{kernel}{step}{batch} {self.ih}x{self.iw} {chans}{tail}"
+        image = f"{self.ih}x{self.iw}" + (f">{self.oh}x{self.ow}" if self.size else "")
+        return f"{name}{kernel}{step}{batch} {image} {chans}{tail}"
 
 
 _DEFAULTS = {field.name: field.default for field in msgspec.structs.fields(Workload)}

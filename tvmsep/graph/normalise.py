@@ -18,6 +18,10 @@ from tvmsep.graph.interpret import channel_affine, pool_workload
 from tvmsep.graph.ir import VIEWS, Array, Graph, Node
 from tvmsep.graph.transposes import settle_transposes
 from tvmsep.schedules.epilogue import EXPONENTIAL
+from tvmsep.schedules.resample import COORDINATES, ROUNDINGS
+
+_CONVS = ("conv", "conv_transposed")
+_TAKE_ACTIVATIONS = (*_CONVS, "eltwise", "pool", "resample")
 
 
 def normalise(graph: Graph) -> Graph:
@@ -29,6 +33,7 @@ def normalise(graph: Graph) -> Graph:
     _name_affines(graph)
     _name_convs(graph)
     _name_pools(graph)
+    _name_resizes(graph)
     _fold_pads(graph)
     _fuse(graph)
     _leftover_affines(graph)
@@ -132,10 +137,50 @@ def _name_convs(graph: Graph) -> None:
         elif node.op == "matmul" and weight.ndim == 2 and len(graph.shape(x)) == 2:
             attrs = {"strides": (1, 1), "dilation": (1, 1), "pads": (0, 0, 0, 0), "groups": 1}
             attrs["weight"] = np.ascontiguousarray(weight.T)[:, :, None, None]
+        elif node.op == "nn.conv2d_transpose" and _plans_transposed(node, weight):
+            a = node.attrs
+            pads = a["padding"] if len(a["padding"]) == 4 else list(a["padding"]) * 2
+            node.op, node.inputs = "conv_transposed", [x]
+            node.attrs = {k: tuple(a[k]) for k in ("strides", "dilation")}
+            node.attrs |= {"pads": tuple(pads), "groups": a["groups"], "bias": None}
+            # As a convolution's: [oc, ic / groups, kh, kw].
+            g = a["groups"]
+            parts = weight.reshape(g, -1, *weight.shape[1:]).swapaxes(1, 2)
+            node.attrs["weight"] = parts.reshape(-1, *parts.shape[2:])
+            continue
         else:
             continue
         node.op, node.inputs = "conv", [x]
         node.attrs = {**attrs, "bias": None}
+
+
+def _plans_transposed(node: Node, weight: Array) -> bool:
+    """Whether the planner makes kernels of this transposed convolution."""
+    a = node.attrs
+    if a["data_layout"] != "NCHW" or a["kernel_layout"] != "IOHW":
+        return False
+    if a["groups"] == 1 and tuple(a["strides"]) != (1, 1):
+        return tuple(a["dilation"]) == (1, 1)
+    reach = [(k - 1) * d for k, d in zip(weight.shape[2:], a["dilation"], strict=True)]
+    return all(p <= r for p, r in zip(a["padding"], reach * 2, strict=False))
+
+
+def _name_resizes(graph: Graph) -> None:
+    """Resizing to the nearest pixel, or linearly between pixels, becomes `resample`."""
+    for node in graph.nodes.values():
+        if node.op != "image.resize2d" or node.dtype != "float32" or len(node.shape) != 4:
+            continue
+        a = node.attrs
+        kind = {"nearest_neighbor": "nearest", "linear": "linear"}.get(a["method"])
+        mode, rounding = a["coordinate_transformation_mode"], a["rounding_method"]
+        if kind is None or mode not in COORDINATES or a["layout"] != "NCHW":
+            continue
+        if kind == "nearest":
+            if rounding not in ROUNDINGS:
+                continue
+            mode = f"{mode}:{rounding}"
+        node.inputs = node.inputs[:1]
+        node.op, node.attrs = "resample", {"kind": f"{kind}:{mode}"}
 
 
 def _name_pools(graph: Graph) -> None:
@@ -203,7 +248,7 @@ def _fuse(graph: Graph) -> None:
     for node in graph.nodes.values():
         if node.op == "affine":
             src = producer(node.inputs[0])
-            if src is not None and src.op == "conv" and not src.epilogue:
+            if src is not None and src.op in _CONVS and not src.epilogue:
                 _fold_affine(src, node.attrs["scale"], node.attrs["shift"])
                 absorb(src, node)
                 continue
@@ -211,7 +256,7 @@ def _fuse(graph: Graph) -> None:
             src = producer(node.inputs[0])
             name = node.attrs["name"]
             second = name in EXPONENTIAL and src is not None and {*EXPONENTIAL} & {*src.epilogue}
-            if src is not None and src.op in ("conv", "eltwise", "pool") and not second:
+            if src is not None and src.op in _TAKE_ACTIVATIONS and not second:
                 src.epilogue.append(name)
                 absorb(src, node)
                 continue

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections import defaultdict
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -11,6 +12,7 @@ import numpy as np
 
 from tvmsep.contracts import ModelError, Target, Task, Workload
 from tvmsep.graph.ir import Array, Graph, Node
+from tvmsep.graph.packing import pack_bias, pack_weight, phase_weights, specialise
 from tvmsep.schedules import template_for
 
 
@@ -113,8 +115,13 @@ class _Planner:
             match node.op:
                 case "conv":
                     self._conv(node)
+                case "conv_transposed":
+                    self._conv_transposed(node)
                 case "pool":
                     self._pool(node)
+                case "resample":
+                    self._resample(node.name, node.inputs[0], node.shape, epilogue=node.epilogue,
+                                   kind=node.attrs["kind"])  # fmt: skip
                 case "eltwise":
                     self._eltwise(node)
                 case "view" if self._layout(node.inputs[0]).block:
@@ -201,7 +208,7 @@ class _Planner:
         if not direct:
             x = self._blocked(x)
         in_block = 0 if direct else self._layout(x).block
-        out_block = choose_block(oc, self.target)
+        out_block = a.get("out_block") or choose_block(oc, self.target)
         epilogue = tuple(node.epilogue)
         if a["bias"] is not None:
             epilogue = ("bias", *epilogue)
@@ -226,6 +233,65 @@ class _Planner:
         if factors is not None:
             inputs.append(self._blocked(factors[1]))
         self._kernel(w, node.name, inputs, params, node.shape)
+
+    def _conv_transposed(self, node: Node) -> None:
+        """A convolution between two shapes of image: arXiv 1603.07285, 1609.05158.
+
+        Ungrouped with strides: one stride-1 convolution computes all phases of the output, which
+        are then shuffled into place. Else zeros are put between the input's pixels first.
+        """
+        a = node.attrs
+        weight: Array = a["weight"]
+        n, _, ih, iw = self._image(node.inputs[0])
+        (sh, sw), (dh, dw), (top, left, bottom, right) = a["strides"], a["dilation"], a["pads"]
+        oh, ow = node.shape[2:]
+        oc, _, kh, kw = weight.shape
+        name = f"{node.name}.phases"
+        if a["groups"] == 1 and (sh, sw) != (1, 1):
+            block = choose_block(oc, self.target)
+            padded = -(-oc // block) * block
+            taps = (-(-kh // sh), -(-kw // sw))
+            reach = ((oh - 1 + top) // sh + 1, (ow - 1 + left) // sw + 1)
+            pads = (taps[0] - 1, taps[1] - 1, max(0, reach[0] - ih), max(0, reach[1] - iw))
+            bias = a["bias"]
+            if bias is not None:
+                bias = np.tile(np.pad(bias, (0, padded - oc)), sh * sw)
+            shape = (n, sh * sw * padded, max(ih, reach[0]), max(iw, reach[1]))
+            attrs = {
+                "weight": phase_weights(weight, (sh, sw), padded), "bias": bias, "pads": pads,
+                "strides": (1, 1), "dilation": (1, 1), "groups": 1, "out_block": block,
+            }  # fmt: skip
+            self._conv(Node(name, "conv", node.inputs, shape, attrs=attrs, epilogue=node.epilogue))
+            self._resample(node.name, name, node.shape, kind="shuffle", sh=sh, sw=sw,
+                           pads=(top, left, 0, 0))  # fmt: skip
+            return
+        x = node.inputs[0]
+        if (sh, sw) != (1, 1):
+            grown = (oh + top + bottom - (kh - 1) * dh, ow + left + right - (kw - 1) * dw)
+            self._resample(name, x, (*self._image(x)[:2], *grown), kind="zeros", sh=sh, sw=sw)
+            x = name
+        rows, columns = (kh - 1) * dh, (kw - 1) * dw
+        attrs = {
+            "weight": weight[:, :, ::-1, ::-1], "bias": a["bias"], "strides": (1, 1),
+            "dilation": (dh, dw), "groups": a["groups"],
+            "pads": (rows - top, columns - left, rows - bottom, columns - right),
+        }  # fmt: skip
+        self._conv(Node(node.name, "conv", [x], node.shape, attrs=attrs, epilogue=node.epilogue))
+
+    def _resample(
+        self, name: str, source: str, shape: tuple[int, ...], epilogue: Sequence[str] = (),
+        **facts: Any,
+    ) -> None:  # fmt: skip
+        x = self._blocked(source)
+        layout = self._layout(x)
+        n, ic, ih, iw = self._image(source)
+        in_split: Any = layout.split
+        w = Workload(
+            op="resample", n=n, ic=ic, ih=ih, iw=iw, oc=shape[1], size=shape[2:],
+            in_block=layout.block, out_block=layout.block, epilogue=tuple(epilogue),
+            in_split=in_split, out_split=self._split(*shape[2:]), **facts,
+        )  # fmt: skip
+        self._kernel(w, name, [x], [], shape)
 
     def _pool(self, node: Node) -> None:
         x = self._blocked(node.inputs[0])
@@ -278,62 +344,6 @@ class _Planner:
     def _param(self, name: str, array: Array) -> str:
         self.plan.params[name] = array
         return name
-
-
-def specialise(w: Workload, weight: Array) -> tuple[Workload, Array]:
-    """The cheapest operator that computes this convolution, and its weight for it."""
-    replace = msgspec.structs.replace
-    if w.groups == 1 and (w.kh, w.kw) == (1, 1) and not any(w.pads) and w.in_block:
-        if w.ih * w.iw == 1:
-            return replace(w, op="dense", sh=1, sw=1, dh=1, dw=1), weight
-        return replace(w, op="pointwise", dh=1, dw=1), weight
-    if w.groups > 1 and w.groups == w.ic and w.oc % w.ic == 0:
-        return replace(w, op="depthwise"), weight
-    if w.groups > 1:
-        return _merge_groups(w, weight)
-    return w, weight
-
-
-def _merge_groups(w: Workload, weight: Array) -> tuple[Workload, Array]:
-    """Fewer, larger groups that fill whole channel blocks, with zeros between the old ones."""
-
-    def whole(g: int) -> bool:
-        in_ok = not w.in_block or (w.ic // g) % w.in_block == 0
-        return in_ok and (w.oc // g) % w.out_block == 0
-
-    g = next((d for d in range(w.groups, 0, -1) if w.groups % d == 0 and whole(d)), 1)
-    merged = w.groups // g
-    icg, ocg = w.ic // w.groups, w.oc // w.groups
-    full = np.zeros((w.oc, icg * merged, w.kh, w.kw), weight.dtype)
-    for o in range(w.oc):
-        k = (o // ocg) % merged
-        full[o, k * icg : (k + 1) * icg] = weight[o]
-    return msgspec.structs.replace(w, groups=g), full
-
-
-def pack_bias(bias: Array, w: Workload) -> Array:
-    """`[oc]` to `[ob, o]`, fp32."""
-    full = np.zeros(w.out_blocks * w.out_block, np.float32)
-    full[: w.oc] = bias
-    return full.reshape(w.out_blocks, w.out_block)
-
-
-def pack_weight(weight: Array, w: Workload) -> Array:
-    """`[oc, ic / groups, kh, kw]` to the layout that the workload's template documents, fp32."""
-    ob, o = w.out_blocks, w.out_block
-    oc, icg, kh, kw = weight.shape
-    if w.op == "depthwise":
-        full = np.zeros((ob * o, kh, kw), np.float32)
-        full[:oc] = weight[:, 0]
-        return np.ascontiguousarray(full.reshape(ob, o, kh, kw).transpose(0, 2, 3, 1))
-    lanes = w.in_block or icg
-    blocks = -(-icg // lanes)
-    padded = np.zeros((ob * o, blocks * lanes, kh, kw), np.float32)
-    padded[:oc, :icg] = weight
-    if w.op in ("pointwise", "dense"):
-        return np.ascontiguousarray(padded.reshape(ob, o, -1).transpose(0, 2, 1))
-    split = padded.reshape(ob, o, blocks, lanes, kh, kw)
-    return np.ascontiguousarray(split.transpose(0, 2, 4, 5, 3, 1))
 
 
 def make_plan(graph: Graph, target: Target, threads: int) -> Plan:
