@@ -5,6 +5,7 @@ from __future__ import annotations
 from tvmsep.contracts import Target, Template, Workload
 from tvmsep.schedules import (
     boundary,
+    channels,
     conv,
     dense,
     depthwise,
@@ -26,6 +27,7 @@ TEMPLATES: dict[str, Template] = {
         pool.TEMPLATE,
         eltwise.TEMPLATE,
         resample.TEMPLATE,
+        channels.TEMPLATE,
         boundary.PACK,
         boundary.UNPACK,
     )

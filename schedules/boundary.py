@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from typing import TYPE_CHECKING, Any
 
 from tvmsep.contracts import Config, Space, Target, Workload
@@ -9,6 +10,11 @@ from tvmsep.schedules.common import prim_func
 
 if TYPE_CHECKING:
     from tvm import s_tir, tirx
+
+
+_TRANSPOSED = 8
+"""Lanes of a block up to which LLVM makes shuffles of a loop over pixels with the block unrolled
+(its interleaved accesses); wider ones it only makes of vectors of pixels."""
 
 
 class Pack:
@@ -45,20 +51,26 @@ class Pack:
         return Config()
 
     def apply(self, sch: s_tir.Schedule, w: Workload, t: Target, c: Config) -> None:
-        """One thread takes whole channel blocks; a block's lanes are gathered unrolled."""
-        n, cb, _, i = sch.get_loops(sch.get_sblock("out"))
-        sch.parallel(sch.fuse(n, cb))
-        if w.oc % w.out_block == 0:
+        """One thread takes whole channel blocks; what moves together, see `_TRANSPOSED`."""
+        n, cb, p, i = sch.get_loops(sch.get_sblock("out"))
+        pixels = next(d for d in (16, 8, 4, 2, 1) if w.oh * w.ow % d == 0)
+        if w.out_block <= _TRANSPOSED:
+            sch.unroll(i)
+        elif w.oc % w.out_block == 0 or pixels < 4:
             sch.vectorize(i)
         else:
+            po, pi = sch.split(p, [None, pixels])
+            sch.reorder(po, i, pi)
             sch.unroll(i)
+            sch.vectorize(pi)
+        sch.parallel(sch.fuse(n, cb))
 
 
 class Unpack:
     """Blocked to plain; padding channels are dropped."""
 
     name = "unpack"
-    version = 1
+    version = 2
 
     def accepts(self, w: Workload, t: Target) -> bool:
         """Blocked in, plain out."""
@@ -92,10 +104,16 @@ class Unpack:
             _, ci = sch.split(ch, [None, lanes])
             sch.vectorize(ci)
             return
-        sch.parallel(sch.fuse(n, ch))
-        lanes = next(d for d in (16, 8, 7, 4, 2, 1) if pixels % d == 0)
-        _, pi = sch.split(p, [None, lanes])
-        sch.vectorize(pi)
+        together = w.oc if w.oc <= w.in_block else math.gcd(w.oc, w.in_block)
+        co, ci = sch.split(ch, [None, together])
+        po, pi = p, None
+        if w.in_block > _TRANSPOSED:
+            po, pi = sch.split(p, [None, next(d for d in (16, 8, 7, 4, 2, 1) if pixels % d == 0)])
+        sch.reorder(co, po, ci)
+        sch.unroll(ci)
+        if pi is not None:
+            sch.vectorize(pi)
+        sch.parallel(sch.fuse(n, co))
 
 
 PACK = Pack()

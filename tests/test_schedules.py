@@ -82,6 +82,9 @@ def workloads(draw: st.DrawFn, op: str, target: Target) -> Workload:
         return replace(base, kind=kind, epilogue=tuple(e for e in epilogue if e != "bias"))
     if op == "resample":
         return draw(resamples(replace(base, epilogue=tuple(e for e in epilogue if e != "bias"))))
+    if op == "channels":
+        base = replace(base, epilogue=tuple(e for e in epilogue if e != "bias"))
+        return draw(moved_channels(base, target))
     if op == "pool" and draw(st.booleans()):
         return replace(base, kind="global_avg", kh=ih, kw=iw)
     if op == "dense":
@@ -154,6 +157,26 @@ def resamples(draw: st.DrawFn, base: Workload) -> Workload:
     return replace(
         base, kind=kind, sh=sh, sw=sw, pads=(top, left, 0, 0), size=size,
         ic=sh * sw * base.out_blocks * base.out_block,
+    )  # fmt: skip
+
+
+@st.composite
+def moved_channels(draw: st.DrawFn, base: Workload, target: Target) -> Workload:
+    """Joined, cut and interleaved, on and off the blocks' boundaries."""
+    replace = msgspec.structs.replace
+    kind = draw(st.sampled_from(("concat", "slice", "shuffle")))
+    if kind == "slice":
+        first = draw(st.integers(0, base.ic - 1))
+        oc = draw(st.integers(1, base.ic - first))
+        return replace(base, kind=f"slice:{first}", oc=oc, out_block=blocks(oc, target))
+    if kind == "shuffle":
+        groups = draw(st.sampled_from([g for g in (1, 2, 3, 4, 5) if base.ic % g == 0]))
+        return replace(base, kind=f"shuffle:{groups}")
+    parts = draw(st.lists(st.sampled_from((1, 3, 4, 8, 12, 16, 24, 30)), min_size=1, max_size=4))
+    total = sum(parts)
+    return replace(
+        base, kind="concat", ic=total, oc=total, out_block=blocks(total, target),
+        in_block=blocks(parts[0], target), sources=tuple((c, blocks(c, target)) for c in parts),
     )  # fmt: skip
 
 

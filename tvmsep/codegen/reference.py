@@ -17,6 +17,8 @@ Array = np.ndarray[Any, Any]
 
 def input_shapes(w: Workload) -> list[tuple[str, tuple[int, ...]]]:
     """Name and shape of each kernel parameter but the output, in order."""
+    if w.sources:
+        return [(f"x{k}", shape) for k, shape in enumerate(w.source_shapes)]
     shapes: list[tuple[str, tuple[int, ...]]] = [("x", w.in_shape)]
     match w.op:
         case "pointwise" | "dense":
@@ -124,6 +126,16 @@ def resample(x: Array, w: Workload) -> Array:
     return resize(x, (w.oh, w.ow), attrs | {"rounding_method": modes[-1]})
 
 
+def channels(x: Array, w: Workload) -> Array:
+    """`x [n, ic, h, w]` to `[n, oc, h, w]`, by the workload's kind."""
+    kind, _, number = w.kind.partition(":")
+    if kind == "slice":
+        return x[:, int(number) : int(number) + w.oc]
+    if kind == "shuffle":
+        return x.reshape(w.n, int(number), -1, w.ih, w.iw).swapaxes(1, 2).reshape(x.shape)
+    return x
+
+
 def reference(w: Workload, inputs: Sequence[Array], dtype: str = "float64") -> Array:
     """The output in `dtype` for packed `inputs`, packed (or plain) as the kernel stores it."""
     if w.op == "dwpw":
@@ -131,7 +143,11 @@ def reference(w: Workload, inputs: Sequence[Array], dtype: str = "float64") -> A
         count = len(input_shapes(mid))
         return reference(last, [reference(mid, inputs[:count], dtype), *inputs[count:]], dtype)
     named = {n: a.astype(dtype) for (n, _), a in zip(input_shapes(w), inputs, strict=True)}
-    plain = unblock(named["x"], w.ic) if w.in_block else named["x"]
+    if w.sources:
+        parts = [unblock(a, c) for a, (c, _) in zip(named.values(), w.sources, strict=True)]
+        plain = np.concatenate(parts, axis=1)
+    else:
+        plain = unblock(named["x"], w.ic) if w.in_block else named["x"]
     x = plain.reshape(w.n, w.ic, w.ih, w.iw)
     if w.scaled:
         x = x * unblock(named["scale"], w.ic)[..., None]
@@ -146,6 +162,8 @@ def reference(w: Workload, inputs: Sequence[Array], dtype: str = "float64") -> A
             y = x + other if w.kind == "add" else x * other
         case "resample":
             y = resample(x, w)
+        case "channels":
+            y = channels(x, w)
         case _:
             y = x
     y = y.reshape(w.n, w.oc, -1)

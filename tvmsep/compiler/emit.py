@@ -120,7 +120,7 @@ def _kernel_call(
     w = step.workload
     assert w is not None
     # Parameter order of every template: x, then w and bias, then y or the residual.
-    first = _shaped(builder, values[step.inputs[0]], w.in_shape)
+    first = _shaped(builder, values[step.inputs[0]], w.source_shapes[0])
     args = [first, *(values[p] for p in step.params), *(values[i] for i in step.inputs[1:])]
     func = function(w)
     kind = relax.call_dps_packed if isinstance(func, relax.ExternFunc) else relax.call_tir

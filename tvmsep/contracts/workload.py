@@ -8,8 +8,8 @@ from typing import Literal
 import msgspec
 
 Op = Literal[
-    "conv", "pointwise", "depthwise", "dwpw", "dense", "pool", "eltwise", "resample", "pack",
-    "unpack",
+    "conv", "pointwise", "depthwise", "dwpw", "dense", "pool", "eltwise", "resample", "channels",
+    "pack", "unpack",
 ]  # fmt: skip
 Split = Literal["rows", "channels"]
 
@@ -52,10 +52,12 @@ class Workload(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
     scaled: bool = False
     """Only of "pointwise": its input is multiplied by one factor a channel, the last parameter."""
     kind: str = ""
-    """Pool: "max", "avg" (padding counts), "avg_valid", "global_avg"; eltwise, resample: see
-    their files."""
+    """Pool: "max", "avg" (padding counts), "avg_valid", "global_avg"; eltwise, resample,
+    channels: see their files."""
     size: tuple[int, ...] = ()
     """Only of "resample": output rows and columns; of "shuffle" `pads` is where they begin."""
+    sources: tuple[tuple[int, int], ...] = ()
+    """Only of "channels" that are joined: each input's channels and block; `ic` is their sum."""
     dtype: str = "float32"
     in_split: Split = "rows"
     """How the producer of the input divides it over threads: part of the layout."""
@@ -90,6 +92,14 @@ class Workload(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
         """Shape of the activation that comes in."""
         p = self.ih * self.iw
         return (self.n, self.in_blocks, p, self.in_block) if self.in_block else (self.n, self.ic, p)
+
+    @property
+    def source_shapes(self) -> tuple[tuple[int, ...], ...]:
+        """Shapes of the activations that are joined; of the one that comes in, elsewhere."""
+        if not self.sources:
+            return (self.in_shape,)
+        p = self.ih * self.iw
+        return tuple((self.n, -(-c // b), p, b) for c, b in self.sources)
 
     @property
     def out_shape(self) -> tuple[int, ...]:

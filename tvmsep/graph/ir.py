@@ -19,8 +19,8 @@ class Node:
     """One operator; its output value has the node's name.
 
     `op` is the Relax operator's name without `relax.`; the composites that normalisation makes
-    are `conv` and `conv_transposed` (with weight, bias, epilogue), `pool`, `resample`, `eltwise`,
-    `view`; on the way there also `act` and `affine`.
+    are `conv` and `conv_transposed` (with weight, bias, epilogue), `pool`, `resample`,
+    `channels`, `eltwise`, `view`; on the way there also `act` and `affine`.
     """
 
     name: str

@@ -21,7 +21,7 @@ from tvmsep.schedules.epilogue import EXPONENTIAL
 from tvmsep.schedules.resample import COORDINATES, ROUNDINGS
 
 _CONVS = ("conv", "conv_transposed")
-_TAKE_ACTIVATIONS = (*_CONVS, "eltwise", "pool", "resample")
+_TAKE_ACTIVATIONS = (*_CONVS, "eltwise", "pool", "resample", "channels")
 
 
 def normalise(graph: Graph) -> Graph:
@@ -34,6 +34,7 @@ def normalise(graph: Graph) -> Graph:
     _name_convs(graph)
     _name_pools(graph)
     _name_resizes(graph)
+    _name_channels(graph)
     _fold_pads(graph)
     _fuse(graph)
     _leftover_affines(graph)
@@ -181,6 +182,54 @@ def _name_resizes(graph: Graph) -> None:
             mode = f"{mode}:{rounding}"
         node.inputs = node.inputs[:1]
         node.op, node.attrs = "resample", {"kind": f"{kind}:{mode}"}
+
+
+def _name_channels(graph: Graph) -> None:
+    """Images joined, cut or interleaved along their channels become `channels`."""
+    for node in graph.nodes.values():
+        if node.dtype != "float32" or len(node.shape) != 4:
+            continue
+        kind = _channels_kind(graph, node)
+        if kind:
+            node.op, node.attrs = "channels", {"kind": kind}
+    graph.prune()
+
+
+def _channels_kind(graph: Graph, node: Node) -> str:
+    """What a node does to channels, its inputs made those of that; empty if it does more."""
+    source = graph.nodes.get(node.inputs[0])
+    if node.op == "concat":
+        made = any(i in graph.nodes for i in node.inputs)
+        fixed = any(i in graph.constants for i in node.inputs)
+        return "concat" if node.attrs["axis"] in (1, -3) and made and not fixed else ""
+    if node.op == "tuple_get" and source is not None and source.op == "split":
+        if source.attrs["axis"] not in (1, -3) or source.inputs[0] in graph.constants:
+            return ""
+        sizes = source.attrs["indices_or_sections"]
+        whole, index = graph.shape(source.inputs[0])[1], node.attrs["index"]
+        first = whole // sizes * index if isinstance(sizes, int) else [0, *sizes][index]
+        node.inputs = [source.inputs[0]]
+        return f"slice:{first}"
+    if node.op == "strided_slice" and node.inputs[0] not in graph.constants:
+        shape = graph.shape(node.inputs[0])
+        axes, begin, end, *strides = node.attrs["args"]
+        if list(axes) != [1] or any(s != [1] for s in map(list, strides) if s):
+            return ""
+        first = begin[0] + shape[1] if begin[0] < 0 else begin[0]
+        del end  # the output's shape says it
+        return f"slice:{first}" if 0 <= first and first + node.shape[1] <= shape[1] else ""
+    if node.op == "reshape" and source is not None and source.op == "permute_dims":
+        before = graph.nodes.get(source.inputs[0])
+        if before is None or before.op != "reshape" or before.inputs[0] in graph.constants:
+            return ""
+        shape = graph.shape(before.inputs[0])
+        n, c, *image = shape
+        groups = before.shape[1]
+        apart = before.shape == (n, groups, c // groups, *image)
+        if shape == node.shape and apart and source.attrs["axes"] == [0, 2, 1, 3, 4]:
+            node.inputs = [before.inputs[0]]
+            return f"shuffle:{groups}"
+    return ""
 
 
 def _name_pools(graph: Graph) -> None:

@@ -31,13 +31,18 @@ def _merge_groups(w: Workload, weight: Array) -> tuple[Workload, Array]:
         return in_ok and (w.oc // g) % w.out_block == 0
 
     g = next((d for d in range(w.groups, 0, -1) if w.groups % d == 0 and whole(d)), 1)
-    merged = w.groups // g
-    icg, ocg = w.ic // w.groups, w.oc // w.groups
-    full = np.zeros((w.oc, icg * merged, w.kh, w.kw), weight.dtype)
-    for o in range(w.oc):
-        k = (o // ocg) % merged
+    return msgspec.structs.replace(w, groups=g), spread_groups(weight, w.groups, g)
+
+
+def spread_groups(weight: Array, groups: int, fewer: int) -> Array:
+    """`[oc, ic / groups, kh, kw]` to `[oc, ic / fewer, kh, kw]`, zeros where groups were apart."""
+    oc, icg, kh, kw = weight.shape
+    merged = groups // fewer
+    full = np.zeros((oc, icg * merged, kh, kw), weight.dtype)
+    for o in range(oc):
+        k = o // (oc // groups) % merged
         full[o, k * icg : (k + 1) * icg] = weight[o]
-    return msgspec.structs.replace(w, groups=g), full
+    return full
 
 
 def phase_weights(weight: Array, strides: tuple[int, int], padded: int) -> Array:

@@ -12,7 +12,7 @@ import numpy as np
 
 from tvmsep.contracts import ModelError, Target, Task, Workload
 from tvmsep.graph.ir import Array, Graph, Node
-from tvmsep.graph.packing import pack_bias, pack_weight, phase_weights, specialise
+from tvmsep.graph.packing import pack_bias, pack_weight, phase_weights, specialise, spread_groups
 from tvmsep.schedules import template_for
 
 
@@ -122,6 +122,8 @@ class _Planner:
                 case "resample":
                     self._resample(node.name, node.inputs[0], node.shape, epilogue=node.epilogue,
                                    kind=node.attrs["kind"])  # fmt: skip
+                case "channels":
+                    self._channels(node)
                 case "eltwise":
                     self._eltwise(node)
                 case "view" if self._layout(node.inputs[0]).block:
@@ -237,8 +239,8 @@ class _Planner:
     def _conv_transposed(self, node: Node) -> None:
         """A convolution between two shapes of image: arXiv 1603.07285, 1609.05158.
 
-        Ungrouped with strides: one stride-1 convolution computes all phases of the output, which
-        are then shuffled into place. Else zeros are put between the input's pixels first.
+        With strides and few groups: one stride-1 convolution computes all phases of the output,
+        which are then shuffled into place. Else zeros are put between the input's pixels first.
         """
         a = node.attrs
         weight: Array = a["weight"]
@@ -247,7 +249,9 @@ class _Planner:
         oh, ow = node.shape[2:]
         oc, _, kh, kw = weight.shape
         name = f"{node.name}.phases"
-        if a["groups"] == 1 and (sh, sw) != (1, 1):
+        # As many groups as phases: zeros between groups cost what zeros between pixels would.
+        if 1 < sh * sw >= a["groups"] and (dh, dw) == (1, 1):
+            weight = spread_groups(weight, a["groups"], 1)
             block = choose_block(oc, self.target)
             padded = -(-oc // block) * block
             taps = (-(-kh // sh), -(-kw // sw))
@@ -292,6 +296,24 @@ class _Planner:
             in_split=in_split, out_split=self._split(*shape[2:]), **facts,
         )  # fmt: skip
         self._kernel(w, name, [x], [], shape)
+
+    def _channels(self, node: Node) -> None:
+        inputs = [self._blocked(i) for i in node.inputs]
+        images = [self._image(i) for i in node.inputs]
+        n, _, h, w = images[0]
+        layout = self._layout(inputs[0])
+        blocks = [
+            (image[1], self._layout(i).block) for image, i in zip(images, inputs, strict=True)
+        ]
+        split: Any = self._split(h, w)
+        work = Workload(
+            op="channels", kind=node.attrs["kind"], n=n, ic=sum(c for c, _ in blocks), ih=h, iw=w,
+            oc=node.shape[1], in_block=layout.block,
+            out_block=choose_block(node.shape[1], self.target), epilogue=tuple(node.epilogue),
+            sources=tuple(blocks) if node.attrs["kind"] == "concat" else (),
+            in_split=layout.split, out_split=split,  # type: ignore[arg-type]
+        )  # fmt: skip
+        self._kernel(work, node.name, inputs, [], node.shape)
 
     def _pool(self, node: Node) -> None:
         x = self._blocked(node.inputs[0])
