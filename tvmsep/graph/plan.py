@@ -15,6 +15,10 @@ from tvmsep.graph.ir import Array, Graph, Node
 from tvmsep.graph.packing import pack_bias, pack_weight, phase_weights, specialise, spread_groups
 from tvmsep.schedules import template_for
 
+_WIDEST_TILE = 9
+_INTERLEAVED = 8
+"""Lanes of a block up to which LLVM makes shuffles of interleaved channels."""
+
 
 @dataclass(frozen=True)
 class Layout:
@@ -255,12 +259,14 @@ class _Planner:
             block = choose_block(oc, self.target)
             padded = -(-oc // block) * block
             taps = (-(-kh // sh), -(-kw // sw))
-            reach = ((oh - 1 + top) // sh + 1, (ow - 1 + left) // sw + 1)
-            pads = (taps[0] - 1, taps[1] - 1, max(0, reach[0] - ih), max(0, reach[1] - iw))
+            reach = [max(ih, (oh - 1 + top) // sh + 1), max(iw, (ow - 1 + left) // sw + 1)]
+            while reach[1] > _WIDEST_TILE and all(reach[1] % d for d in range(3, _WIDEST_TILE)):
+                reach[1] += 1  # a row that no tile divides is computed pixel by pixel
+            pads = (taps[0] - 1, taps[1] - 1, reach[0] - ih, reach[1] - iw)
             bias = a["bias"]
             if bias is not None:
                 bias = np.tile(np.pad(bias, (0, padded - oc)), sh * sw)
-            shape = (n, sh * sw * padded, max(ih, reach[0]), max(iw, reach[1]))
+            shape = (n, sh * sw * padded, *reach)
             attrs = {
                 "weight": phase_weights(weight, (sh, sw), padded), "bias": bias, "pads": pads,
                 "strides": (1, 1), "dilation": (1, 1), "groups": 1, "out_block": block,
@@ -309,11 +315,28 @@ class _Planner:
         work = Workload(
             op="channels", kind=node.attrs["kind"], n=n, ic=sum(c for c, _ in blocks), ih=h, iw=w,
             oc=node.shape[1], in_block=layout.block,
-            out_block=choose_block(node.shape[1], self.target), epilogue=tuple(node.epilogue),
+            out_block=self._channels_block(node), epilogue=tuple(node.epilogue),
             sources=tuple(blocks) if node.attrs["kind"] == "concat" else (),
             in_split=layout.split, out_split=split,  # type: ignore[arg-type]
         )  # fmt: skip
         self._kernel(work, node.name, inputs, [], node.shape)
+
+    def _channels_block(self, node: Node) -> int:
+        """The block of joined or moved channels: narrower around a shuffle, where that can be.
+
+        Operators of two images want both in the block that `choose_block` gives.
+        """
+        block = choose_block(node.shape[1], self.target)
+        readers = self.readers[node.name]
+        one_image = all(
+            r.op == "channels" or (r.op == "conv" and r.inputs.index(node.name) == 0)
+            for r in readers
+        )  # fmt: skip
+        around = [node.attrs["kind"], *(r.attrs.get("kind", "") for r in readers)]
+        shuffled = (
+            any(k.startswith("shuffle") for k in around) and node.name not in self.graph.outputs
+        )
+        return min(block, _INTERLEAVED) if shuffled and one_image else block
 
     def _pool(self, node: Node) -> None:
         x = self._blocked(node.inputs[0])
