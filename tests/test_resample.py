@@ -5,8 +5,10 @@ from __future__ import annotations
 from typing import Any
 
 import pytest
-from graph_kit import Net, compile_plan, noise_for, plan_of, relative, run_library
+from graph_kit import Net, compile_plan, defaults, noise_for, plan_of, relative, run_library
 
+from tvmsep.compiler import emit
+from tvmsep.compiler.stamped import parts, read_relax
 from tvmsep.contracts import Target
 from tvmsep.frontends import load_model
 from tvmsep.graph import evaluate, from_relax
@@ -78,3 +80,22 @@ def test_resize_between_convolutions(case: int, local: Target) -> None:
     y = net.op("Resize", x, "", "", net.ints(1, IC, *size), **attrs)
     y = net.depthwise(net.act(y, "relu6"), 3)
     check(net, y, local, 1 + case % 2)
+
+
+def test_text_of_a_network_with_foreign_operators_can_be_read_back(local: Target) -> None:
+    """Their weights are parameters: text holds no arrays."""
+    net = Net(1)
+    x = net.conv(net.input(1, 3, 9, 8), IC)
+    y = net.op("ConvTranspose", x, net.noise(IC, 6, 3, 3), net.noise(6), strides=[2, 2],
+               dilations=[2, 2])  # fmt: skip
+    y = net.op("Gather", y, net.ints(5, 0, 3), axis=1)
+    imported = load_model(net.proto(net.conv(y, 5)))
+    plan = plan_of(imported, local, 1)
+    assert [s.node.op for s in plan.steps if s.node] == ["nn.conv2d_transpose", "take"]
+    module = emit(plan, local, defaults(plan, local))
+    again = read_relax(module.script(show_meta=False), "text", "")
+    assert [p.name for p in parts(again)] == [p.name for p in parts(module)]
+    _, library = compile_plan(plan, local)
+    inputs = noise_for(imported, 5)
+    exact = evaluate(from_relax(imported.module), {"input0": inputs[0]})
+    assert relative(run_library(library, plan, inputs), exact) < 5e-6

@@ -306,7 +306,7 @@ def _gather(bb: Any, inputs: list[Any], attrs: dict[str, Any]) -> Expr:
     size = _dims(x)[axis]
     if ((indices < -size) | (indices >= size)).any():
         raise ModelError(f"it reads past the {size} entries of axis {axis}")
-    return relax.op.take(x, _const(indices % size, "int64"), axis=axis)
+    return relax.op.take(x, _const(indices % size, "int64"), axis=axis, mode="clip")
 
 
 def _softmax(bb: Any, inputs: list[Any], attrs: dict[str, Any]) -> Expr:

@@ -260,6 +260,7 @@ _OPS: dict[str, _Fn] = {
     "nn.batch_flatten": lambda n, v: v[0].reshape(n.shape),
     "broadcast_to": lambda n, v: np.broadcast_to(v[0], n.shape),
     "permute_dims": lambda n, v: np.transpose(v[0], n.attrs["axes"]),
+    "take": lambda n, v: np.take(v[0], np.asarray(v[1], np.int64), axis=n.attrs["axis"]),
     "concat": lambda n, v: np.concatenate(v, axis=n.attrs["axis"]),
     "split": _split,
     "tuple_get": lambda n, v: v[0][n.attrs["index"]],

@@ -382,7 +382,12 @@ class _Planner:
         self._define(node.name, node.shape, self._layout(source))
 
     def _opaque(self, node: Node) -> None:
-        inputs = [i if i in self.graph.constants else self._plain(i) for i in node.inputs]
+        constants = self.graph.constants
+        inputs = [i if i in constants else self._plain(i) for i in node.inputs]
+        for name in inputs:
+            # TVM's text of a module holds no array: it could not be read back.
+            if name in constants and constants[name].ndim:
+                self._param(name, constants[name])
         self.plan.steps.append(Step(node.name, inputs, node=node))
         self._define(node.name, node.shape, Layout())
 
