@@ -71,10 +71,10 @@ def bench(
     rounds = min(_ROUNDS, runs)
     for i in range(rounds):
         share = runs // rounds + (i < runs % rounds)
-        for (bundle, shapes), mine in zip(entrants, times, strict=True):
+        for (bundle, which), mine in zip(entrants, times, strict=True):
             if len(entrants) > 1 and any(b.threads > 1 for b in bundles):
                 time.sleep(_SETTLE_S)
-            mine += bundle.time(share, warmup=3, inputs=bundle.noise(shapes=shapes))
+            mine += bundle.time(share, warmup=3, inputs=bundle.noise(shapes=which))
     return [_summary(b, n, t) for (b, n), t in zip(entrants, times, strict=True)]
 
 

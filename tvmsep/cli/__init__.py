@@ -23,7 +23,8 @@ def main() -> None:
     from tvmsep.contracts import TvmsepError
 
     interrupt.install()
-    usage_error = typer.BadParameter.__mro__[1]  # click's, of whatever click Typer has
+    # click's, of whatever click Typer has
+    usage_error: type[Exception] = typer.BadParameter.__mro__[1]
     try:
         _refuse_empty(sys.argv)
         code = app(prog_name="tvmsep", standalone_mode=False)
