@@ -11,11 +11,16 @@ import subprocess
 import sys
 import threading
 import time
+import zipfile
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
+import numpy as np
 import pytest
 from boards_kit import running
+
+from tvmsep.contracts import ModelError
+from tvmsep.frontends import load_model
 
 MODEL = "mobilenet_v1:width=0.25,resolution=32"
 TIMEOUT_S = 120.0
@@ -196,13 +201,87 @@ def test_bad_arguments(tmp_path: Path, words: list[str], says: list[str]) -> Non
 
 
 @pytest.mark.parametrize(
-    "words", [["tune", MODEL, "--trials", "0"], ["build", MODEL, "--nosuch"], ["nosuch"], ["tune"]]
+    ("words", "says"),
+    [
+        (["tune", MODEL, "--trials", "0"], ["'--trials'", "1", "; tvmsep tune --help lists"]),
+        (["build", MODEL, "--nosuch"], ["no such option: --nosuch", "tvmsep build --help"]),
+        (["nosuch"], ["no such command 'nosuch'", "tvmsep --help"]),
+        (["tune"], ["missing argument 'MODEL'", "tvmsep tune --help"]),
+        (["board", "nosuch"], ["'nosuch'", "tvmsep board --help"]),
+        (["export", "x", "--format", "odd", "-o", "y"], ["'odd'", "'header'", "export --help"]),
+        (["tune", MODEL, "--log"], ["--log", "requires an argument"]),
+        (["tune", MODEL, "--log", ""], ["--log got an empty value", "leave it out"]),
+        (["build", MODEL, "--log=", "-o", "x"], ["--log got an empty value"]),
+        (["build", "", "-o", "x"], ["an empty argument"]),
+    ],
 )
-def test_what_the_parser_refuses(tmp_path: Path, words: list[str]) -> None:
-    done = tvmsep(*words, cwd=tmp_path)
-    assert done.returncode == 2 and "Traceback" not in done.stderr
-    assert "Try 'tvmsep" in done.stderr and "Error: " in done.stderr
-    assert not list(tmp_path.iterdir())
+def test_what_the_parser_refuses(tmp_path: Path, words: list[str], says: list[str]) -> None:
+    refused(*words, cwd=tmp_path, says=says)
+
+
+def test_no_words_at_all_are_answered_by_help(tmp_path: Path) -> None:
+    for words in ((), ("board",)):
+        done = tvmsep(*words, cwd=tmp_path)
+        assert "Commands:" in done.stdout + done.stderr and "error" not in done.stderr
+
+
+def _zip(path: Path, *names: str) -> None:
+    with zipfile.ZipFile(path, "w") as file:
+        for name in names:
+            file.writestr(name, "{}")
+
+
+def test_files_that_are_no_models(tuned: Path, tmp_path: Path) -> None:
+    """Each is called what it is, whatever its name says."""
+    _zip(tmp_path / "a.zip", "notes.txt")
+    _zip(tmp_path / "b.zip", "net/model.onnx")
+    _zip(tmp_path / "a.keras", "metadata.json", "config.json", "model.weights.h5")
+    _zip(tmp_path / "a.pt", "a/data.pkl", "a/data/0")
+    _zip(tmp_path / "b.pt", "b/data.pkl", "b/code/net.py")
+    _zip(tmp_path / "c.pt2", "c/data.pkl")
+    np.savez(tmp_path / "a.npz", x=np.zeros(3))
+    for name, data in (
+        ("a.png", b"\x89PNG\r\n\x1a\n" + bytes(50)),
+        ("b.onnx", b"\xff\xd8\xff\xe0" + bytes(50)),
+        ("a.tflite", b"\x1c\0\0\0TFL3" + bytes(50)),
+        ("a.h5", b"\x89HDF\r\n\x1a\n" + bytes(50)),
+        ("a.pth", b"\x80\x02}q\x00."),
+        ("a.safetensors", struct.pack("<Q", 2) + b"{}"),
+        ("a.pb", b"\n\x05\n\x03abc" * 5),
+        ("a.pdmodel", b"\n\x99abc"),
+        ("a.gz", b"\x1f\x8b\x08" + bytes(20)),
+        ("a.jsonl", b'{"a": 1}\n'),
+    ):
+        (tmp_path / name).write_bytes(data)
+    (tmp_path / "saved").mkdir()
+    (tmp_path / "saved/saved_model.pb").write_bytes(b"x")
+    (tmp_path / "net").write_bytes((tuned / "net.tvmsep").read_bytes())
+    for name, *says in (
+        ("a.zip", "zip file without an .onnx"),
+        ("b.zip", "unpack it and give net/model.onnx"),
+        ("a.keras", "Keras", "format='onnx'"),
+        ("a.pt", "checkpoint", "torch.export"),
+        ("b.pt", "TorchScript", "torch.export"),
+        ("c.pt2", "checkpoint", "torch.export"),
+        ("a.npz", "arrays", "tvmsep run"),
+        ("a.png", "picture", "tvmsep run"),
+        ("b.onnx", "picture"),
+        ("a.tflite", "TensorFlow Lite", "--tflite"),
+        ("a.h5", "Keras"),
+        ("a.pth", "pickle", "torch.export"),
+        ("a.safetensors", "weights without a graph"),
+        ("a.pb", "TensorFlow graph", "--graphdef"),
+        ("a.pdmodel", "Paddle", "paddle2onnx"),
+        ("a.gz", "gzip", "unpack"),
+        ("a.jsonl", "tuning log", "--log"),
+        ("saved", "SavedModel", "--saved-model"),
+        ("net", "is a bundle", "tvmsep run"),
+        ("nosuch.pt", "no model file"),
+    ):
+        with pytest.raises(ModelError) as told:
+            load_model(tmp_path / name)
+        assert name in str(told.value) and all(s in str(told.value) for s in says), told.value
+    refused("build", "a.png", "--no-logs", "-o", "o", cwd=tmp_path, says=["a.png is a picture"])
 
 
 def test_files_that_are_no_labels(tmp_path: Path) -> None:

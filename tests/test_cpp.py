@@ -96,7 +96,27 @@ def test_bundles_of_several_shapes(classify: Path, shapes_path: Path, tmp_path: 
     noise(8).tofile(tmp_path / "x.f32")
     with Bundle.load(shapes_path, 1) as net:
         want = best(net, noise(8))
-    assert top(run(classify, shapes_path, tmp_path / "x.f32", "--threads", "1")) == want
+        want4 = best(net, noise(9, batch=4))
+    words = (classify, shapes_path, tmp_path / "x.f32", "--threads", "1")
+    assert top(run(*words)) == top(run(*words, "--shape", "1,3,16,16")) == want
+    noise(9, batch=4).tofile(tmp_path / "x.f32")
+    assert top(run(*words)) == top(run(*words, "--shape", "4,3,16,16")) == want4
+    for given, text in (
+        (words[:3], b"values of shape 1,3,16,16 or 4,3,16,16"),
+        ((*words, "--shape", "2,3,16,16"), b"not built for --shape 2,3,16,16: it has 1,3,16,16 or"),
+        ((*words, "--shape", "1,3,16,16"), b"neither a P6 picture nor"),
+    ):
+        noise(9, batch=2 if len(given) == 3 else 4).tofile(tmp_path / "x.f32")
+        done = run(*given)
+        assert done.returncode == 2 and text in done.stderr, done.stderr
+    pixels = np.random.default_rng(3).integers(0, 256, (16, 16, 3), dtype=np.uint8)
+    path = picture(tmp_path / "p.ppm", pixels)
+    with Bundle.load(shapes_path, 1) as net:
+        one, four = (load_picture(path, net.manifest, n) for n in (0, 1))
+        assert one.shape[0] == 1 and four.shape[0] == 4
+        assert top(run(classify, shapes_path, path, "--threads", "1")) == best(net, one)
+        done = run(classify, shapes_path, path, "--threads", "1", "--shape", "4,3,16,16")
+        assert top(done) == best(net, four)
 
 
 def test_damage_is_noticed(classify: Path, affine_path: Path, tmp_path: Path) -> None:
@@ -208,6 +228,40 @@ def test_object_is_the_bundles_network(mobilenet: Path, tmp_path: Path) -> None:
     assert done.returncode == 0, done.stderr.decode()
     np.testing.assert_array_equal(np.frombuffer(done.stdout, np.float32), want.ravel())
     assert b"less than input" in run(tmp_path / "embedded").stderr
+
+
+def test_object_of_another_shape(tmp_path: Path) -> None:
+    import onnx
+
+    from tvmsep.frontends import builtin_proto
+
+    proto = builtin_proto(MODEL)
+    proto.graph.input[0].type.tensor_type.shape.dim[0].dim_param = "N"
+    onnx.save(proto, tmp_path / "net.onnx")
+    path, two = tmp_path / "net.tvmsep", {"input": (2, 3, 32, 32)}
+    shapes = [{"input": (1, 3, 32, 32)}, two]
+    api.build(tmp_path / "net.onnx", out=path, threads=[1], shapes=shapes)
+    api.export_object(path, tmp_path / "net.o", shapes=two)
+    export(path, tmp_path / "net.h", "header", shapes=two)
+    text = (tmp_path / "net.h").read_text()
+    assert "#define NET_INPUT0_SHAPE {2, 3, 32, 32}\n" in text
+    assert "#define NET_SHAPE2_INPUT0_SHAPE {1, 3, 32, 32}\n" in text
+    source = EXAMPLES / "embedded.cpp"
+    build(source, tmp_path / "net.o", f"-I{tmp_path}", "-o", tmp_path / "embedded")
+    with Bundle.load(path, 1) as net:
+        (x,) = net.noise(5, shapes=1)
+        want = net(x)
+    done = run(tmp_path / "embedded", "1", given=x.tobytes())
+    assert done.returncode == 0, done.stderr.decode()
+    np.testing.assert_array_equal(np.frombuffer(done.stdout, np.float32), want.ravel())
+    export(path, tmp_path / "net.so", "so", shapes=two)
+    with Package(path) as package:
+        assert (tmp_path / "net.so").read_bytes() == package.read("lib/shape2-threads1.so")
+    for format in ("tar", "dir"):
+        with pytest.raises(InputError, match="holds every shape"):
+            export(path, tmp_path / format, format, shapes=two)
+    with pytest.raises(InputError, match=r"it has --shape input=1,3,32,32; --shape input=2,3,32"):
+        api.export_object(path, tmp_path / "n.o", shapes={"input": (3, 3, 32, 32)})
 
 
 def test_object_mistakes(affine_path: Path, mobilenet: Path, tmp_path: Path) -> None:

@@ -92,10 +92,7 @@ def test_verbs_take_all_shapes(dynamic: Path, both: Path, tmp_path: Path) -> Non
     assert "float32[4, 3, 32, 32]" in table
     done = tvmsep("verify", str(both), str(dynamic), cwd=tmp_path)
     assert done.returncode == 0 and "computes what" in done.stdout, done.stderr
-    refused(
-        "verify", str(both), str(dynamic), "--shape", "input=1,3,32,32",
-        cwd=tmp_path, says=["leave --shape out"],
-    )  # fmt: skip
+    assert "at input: float32[1, 3, 32, 32] and input: float32[4" in done.stdout
     x = np.zeros((4, 3, 32, 32), np.float32)
     np.save(tmp_path / "four.npy", x)
     done = tvmsep("run", str(both), "-i", "four.npy", "-o", "y.npy", cwd=tmp_path)
@@ -115,8 +112,87 @@ def test_recordings_of_either_shape(both: Path, tmp_path: Path) -> None:
     for n in (0, 1):
         done = tvmsep("verify", str(both), "--expected", f"{n}.npz", cwd=tmp_path)
         assert done.returncode == 0, done.stderr
+        assert f"recorded at input: float32[{(1, 4)[n]}, 3, 32, 32]\n" in done.stdout
+    words = ("verify", str(both), "--expected")
+    assert tvmsep(*words, "1.npz", *FOURTH, cwd=tmp_path).returncode == 0
+    refused(*words, "0.npz", *FOURTH, cwd=tmp_path, says=["input_input in 0.npz", "(1, 3, 32"])
+    refused(*words, "0.npz", *OTHER, cwd=tmp_path, says=[HAS])
     np.savez(tmp_path / "odd.npz", input_input=x[:3], output_0=x)
-    refused("verify", str(both), "--expected", "odd.npz", cwd=tmp_path, says=["odd.npz"])
+    refused(*words, "odd.npz", cwd=tmp_path, says=["odd.npz", "none of the shapes", "float32[4, 3"])
+
+
+FOURTH = ("--shape", "input=4,3,32,32")
+OTHER = ("--shape", "input=2,3,32,32")
+HAS = "it has --shape input=1,3,32,32; --shape input=4,3,32,32"
+
+
+def test_verbs_take_a_shape(dynamic: Path, both: Path, tmp_path: Path) -> None:
+    """Each verb with one of the shapes, and the error for one that the bundle has not."""
+    net = str(both)
+    rows = json.loads(tvmsep("bench", net, *FOURTH, "--runs", "4", "--json", cwd=tmp_path).stdout)
+    assert [r["inputs"] for r in rows["results"]] == ["input: float32[4, 3, 32, 32]"]
+    done = tvmsep("verify", net, str(dynamic), *FOURTH, cwd=tmp_path)
+    assert done.returncode == 0 and "at input: float32[4, 3, 32, 32]\n" in done.stdout, done.stderr
+    told = tvmsep("export", net, "--format", "so", *FOURTH, "-o", "x.so", cwd=tmp_path)
+    assert "lib/shape2-threads1.so, for input: float32[4, 3, 32, 32]" in told.stdout
+    first = tvmsep("export", net, "--format", "so", "-o", "x.so", cwd=tmp_path)
+    assert "lib/threads1.so, for input: float32[1, 3, 32, 32]" in first.stdout
+    header = tvmsep("export", net, "--format", "header", *FOURTH, "-o", "x.h", cwd=tmp_path)
+    assert "of 2 shapes, first input: float32[4" in header.stdout
+    for words in (
+        ("bench", net),
+        ("verify", net, str(dynamic)),
+        ("export", net, "--format", "object", "-o", "y.o"),
+        ("export", net, "--format", "header", "-o", "y.h"),
+        ("profile", net),
+        ("compare", net, "default", "--model", str(dynamic)),
+    ):
+        says = ["input=2,3,32,32", HAS] if words[0] != "compare" else ["float32[2, 3", "float32[4"]
+        refused(*words, *OTHER, cwd=tmp_path, says=says)
+    refused("bench", net, "--shape", "data=4,3,32,32", cwd=tmp_path, says=["data=4,3,32,32", HAS])
+
+
+def test_profile_takes_a_shape(both: Path, tmp_path: Path) -> None:
+    for words, batch in (((), 1), (FOURTH, 4)):
+        done = tvmsep("profile", str(both), *words, "--json", cwd=tmp_path)
+        assert done.returncode == 0, done.stderr
+        found = json.loads(done.stdout)
+        assert found["shapes"] == f"input: float32[{batch}, 3, 32, 32]"
+        assert batch == 1 or any("n4 " in row["layer"] for row in found["layers"])
+
+
+def test_compare_takes_a_shape(dynamic: Path, both: Path, tmp_path: Path) -> None:
+    words = ("compare", str(both), "onnxruntime", "--model", str(dynamic), "--rounds", "1",
+             "--threads", "1", "--json")  # fmt: skip
+    for more, batch in (((), 1), (FOURTH, 4)):
+        done = tvmsep(*words, *more, cwd=tmp_path)
+        assert done.returncode == 0, done.stderr
+        found = json.loads(done.stdout)
+        assert found["subject"].endswith(f"input: float32[{batch}, 3, 32, 32]")
+        assert found["largest_difference"] < 1e-4
+
+
+def test_data_chooses_the_shape(dynamic: Path, both: Path, tmp_path: Path) -> None:
+    rng = np.random.default_rng(1)
+    folder = tmp_path / "data"
+    folder.mkdir()
+    for name, batch in (("a", 8), ("b", 3)):
+        np.save(folder / f"{name}.npy", rng.standard_normal((batch, 3, 32, 32)).astype("float32"))
+    words = ("verify", str(both), str(dynamic), "--data", "data", "--json")
+    done = tvmsep(*words, cwd=tmp_path)
+    assert done.returncode == 0, done.stderr
+    report = json.loads(done.stdout)["data"]
+    assert report["shapes"] == {
+        "input: float32[1, 3, 32, 32]": 3,
+        "input: float32[4, 3, 32, 32]": 2,
+    }
+    assert report["outputs"][0]["scored"] == 11 and report["layers"] > 20
+    table = tvmsep(*words[:-1], cwd=tmp_path).stdout
+    assert "samples by shape: input: float32[1, 3, 32, 32]: 3; input: float32[4" in table
+    one = tvmsep(*words, "--shape", "input=1,3,32,32", cwd=tmp_path)
+    assert json.loads(one.stdout)["data"]["samples"] == 11
+    refused(*words[:-1], *FOURTH, cwd=tmp_path, says=["b.npy", "(3, 3, 32, 32)", "is needed"])
+    refused(*words[:-1], *OTHER, cwd=tmp_path, says=[HAS])
 
 
 def test_tuning_several_shapes(dynamic: Path, tmp_path: Path) -> None:

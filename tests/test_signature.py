@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import shutil
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -15,6 +18,9 @@ from tvmsep.bundle import Bundle, Package
 from tvmsep.bundle.signature import sign, signature_path
 from tvmsep.contracts import BundleError, InputError, Target
 
+UNZIP = (
+    "import sys, zipfile as z; sys.stdout.buffer.write(z.ZipFile(sys.argv[1]).read(sys.argv[2]))"
+)
 PEM = serialization.Encoding.PEM
 PLAIN = serialization.NoEncryption()
 
@@ -95,6 +101,39 @@ def test_files_that_are_no_signature_or_key(built: Path, target: Target, tmp_pat
         sign(bundle, tmp_path / "ec")
     with pytest.raises(InputError, match="no private key in PEM"):
         sign(bundle, public)
+
+
+def test_openssl_checks_signatures_as_the_page_says(
+    built: Path, target: Target, tmp_path: Path
+) -> None:
+    bundle = write(tmp_path / "net.tvmsep", built, target)
+    private, public = keys(tmp_path, "ours")
+    public.rename(tmp_path / "public.pem")
+    sign(bundle, private)
+    page = (Path(__file__).parents[1] / "SECURITY.md").read_text()
+    script = page.partition("```bash\n")[2].partition("```")[0]
+    if shutil.which("unzip") is None:  # as it does, by another name
+        script = f'unzip() {{ {sys.executable} -c \'{UNZIP}\' "$2" "$3"; }}\n' + script
+
+    def ends_with() -> int:
+        command = ["bash", "-c", script]
+        return subprocess.run(command, cwd=tmp_path, capture_output=True, timeout=60).returncode
+
+    assert ends_with() == 0
+    pem = (tmp_path / "public.pem").read_bytes()
+    key = serialization.load_pem_public_key(pem)
+    raw = key.public_bytes(serialization.Encoding.Raw, serialization.PublicFormat.Raw)
+    (tmp_path / "raw").write_bytes(raw)
+    (tmp_path / "public.pem").unlink()
+    convert = page.partition("becomes `public.pem` by\n`")[2].partition("`")[0]
+    subprocess.run(["bash", "-c", convert], cwd=tmp_path, check=True, timeout=60)
+    assert (tmp_path / "public.pem").read_bytes() == pem and ends_with() == 0
+    _, other = keys(tmp_path, "other")
+    other.rename(tmp_path / "public.pem")
+    assert ends_with() != 0
+    (tmp_path / "public.pem").write_bytes(pem)
+    write(bundle, built, target, licence="another")
+    assert ends_with() != 0
 
 
 def test_signing_as_a_command(built: Path, target: Target, tmp_path: Path) -> None:

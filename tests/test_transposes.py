@@ -65,9 +65,23 @@ def test_squeeze_and_excite_in_nhwc() -> None:
     assert sum(s.startswith("scale") or "eltwise" in s for s in labels(proto)) <= 1
 
 
+def test_squeeze_and_excite_of_dense_layers_in_nhwc() -> None:
+    """Keras's: dense layers on the pooled vector, which a reshape makes an image again."""
+    net = Net()
+    x = conv(net, net.input(1, 6, 6, 16), 16)
+    gate = net.act(net.gemm(net.op("ReduceMean", x, net.ints(1, 2), keepdims=0), 4), "relu")
+    gate = net.op("Reshape", net.act(net.gemm(gate, 16), "sigmoid"), net.ints(1, 1, 1, 16))
+    proto = net.proto(conv(net, net.op("Mul", x, gate), 8))
+    names, off = settled(proto)
+    assert off < 1e-12 and names.count("permute_dims") == 2
+    steps = labels(proto)
+    assert "multiply" not in steps and "reshape" not in steps
+    assert any("*scale" in s for s in steps), steps
+
+
 def _step(net: Net, x: str) -> str:
     n, h, w, c = net.shapes[x]
-    match int(net.rng.integers(14)):
+    match int(net.rng.integers(15)):
         case 0:
             return conv(net, x, int(net.rng.choice([4, 8, 12])))
         case 1:
@@ -96,6 +110,10 @@ def _step(net: Net, x: str) -> str:
         case 12:
             rows = net.op("Reshape", x, net.ints(n, h * w, c))
             return net.op("Reshape", net.op("Tanh", rows), net.ints(n, h, w, c))
+        case 13:
+            gate = net.op("ReduceMean", x, net.ints(1, 2), keepdims=0)
+            gate = net.op("Reshape", net.gemm(gate, c), net.ints(n, 1, 1, c))
+            return net.op("Mul", *([x, gate] if net.rng.integers(2) else [gate, x]))
         case _:
             wide = net.op("Transpose", net.bn(net.op("Transpose", x, perm=TO)), perm=BACK)
             return net.op("PRelu", wide, net.noise(c, scale=0.2))

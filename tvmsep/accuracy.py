@@ -12,7 +12,8 @@ of at the end of the network.
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator
+from collections import Counter
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -24,7 +25,7 @@ from tvmsep.contracts import InputError, ModelError
 
 if TYPE_CHECKING:
     from tvmsep.api import Prepared
-    from tvmsep.bundle import Manifest
+    from tvmsep.bundle import Manifest, TensorInfo
     from tvmsep.logs import Best
 
 _PICTURES = (".jpg", ".jpeg", ".png", ".bmp", ".webp")
@@ -69,6 +70,10 @@ class Accuracy:
     furthest: LayerReport | None
     """The layer with the largest error."""
     tolerance: float
+    shapes: dict[str, int]
+    """How many samples were of which of the bundle's input shapes."""
+    several: bool
+    """Whether the bundle has several."""
 
     def layer_line(self) -> str:
         """For people."""
@@ -101,6 +106,7 @@ def compare_data(
     data: str | os.PathLike[str],
     *,
     tolerance: float = TOLERANCE,
+    shapes: Mapping[str, Sequence[int]] | None = None,
     **how: Any,
 ) -> Accuracy:
     """Run a bundle and its model on every sample of a folder.
@@ -111,8 +117,9 @@ def compare_data(
         data: a folder of `.npy` (networks of one input), `.npz` (an array for each input, named
             like it or `input_NAME`) and pictures, which the bundle's preprocessing turns into
             inputs. The first axis of an array may be a multiple of the input's: it is cut into
-            samples.
+            samples. Of a bundle's several shapes each file gets the largest batch that it fits.
         tolerance: relative error above which the two differ.
+        shapes: of the inputs by name: all samples are of these.
         **how: as for `tvmsep.verify`.
 
     Raises:
@@ -124,20 +131,31 @@ def compare_data(
 
     if not 0 < tolerance < 1:
         raise InputError(f"tolerance is {tolerance}: give a share between 0 and 1, such as 1e-5")
-    prepared = prepare_for(bundle, model, **how)
     with Package(bundle) as package:
         manifest = package.manifest
-    reference, run = _reference(prepared)
+    sets = range(len(manifest.specialisations)) if shapes is None else [manifest.find(shapes)]
+    prepared: dict[int, Prepared] = {}
+    references: dict[int, tuple[str, Any]] = {}
+
+    def model_of(which: int) -> tuple[str, Any]:
+        if which not in prepared:
+            prepared[which] = prepare_for(bundle, model, which=which, shapes=shapes, **how)
+            references[which] = _reference(prepared[which])
+        return references[which]
+
+    reference, _ = model_of(sets[0])
     names = [t.name for t in manifest.outputs]
     errors: dict[str, list[float]] = {n: [] for n in names}
     agreed, scored = dict.fromkeys(names, 0), dict.fromkeys(names, 0)
     labels: list[str] = []
-    worst: tuple[float, list[Array]] = (-1.0, [])
+    counts: Counter[int] = Counter()
+    worst: tuple[float, list[Array], int] = (-1.0, [], 0)
     with Bundle.load(bundle, manifest.variants[0].threads) as net:
-        for label, inputs in samples(Path(data), manifest):
+        for label, which, inputs in samples(Path(data), manifest, sets):
             result = net(*inputs)
             got = list(result) if isinstance(result, tuple) else [result]
-            want = run(inputs)
+            want = model_of(which)[1](inputs)
+            counts[which] += 1
             labels.append(label)
             for name, g, w in zip(names, got, want, strict=True):
                 if not np.isfinite(w).all():
@@ -147,8 +165,8 @@ def compare_data(
                 agreed[name] += int(same.sum())
                 scored[name] += same.size
             if max(e[-1] for e in errors.values()) > worst[0]:
-                worst = (max(e[-1] for e in errors.values()), inputs)
-    layers = layer_errors(bundle, prepared, worst[1])
+                worst = (max(e[-1] for e in errors.values()), inputs, which)
+    layers = layer_errors(bundle, prepared[worst[2]], worst[1], worst[2])
     parted = [x for x in layers if not x.error <= tolerance]
     return Accuracy(
         samples=len(labels),
@@ -164,6 +182,8 @@ def compare_data(
         parts_at=parted[0] if parted else None,
         furthest=max(layers, key=lambda x: x.error, default=None),
         tolerance=tolerance,
+        shapes={manifest.specialisations[n].title: counts[n] for n in sorted(counts)},
+        several=bool(manifest.further),
     )  # fmt: skip
 
 
@@ -196,8 +216,18 @@ def _classes(got: Array, want: Array) -> Array:
     return np.asarray(got.reshape(flat).argmax(1) == want.reshape(flat).argmax(1))
 
 
-def samples(folder: Path, manifest: Manifest) -> Iterator[tuple[str, list[Array]]]:
-    """Label and inputs of every sample in a folder, files in the order of their names.
+def samples(
+    folder: Path, manifest: Manifest, sets: Sequence[int] = (0,)
+) -> Iterator[tuple[str, int, list[Array]]]:
+    """Every sample in a folder, files in the order of their names.
+
+    Args:
+        folder: where they are.
+        manifest: of the bundle.
+        sets: which of its specialisations they may be for.
+
+    Yields:
+        Label, which specialisation the sample is for, inputs.
 
     Raises:
         InputError: no such folder, nothing in it, or a file that does not fit.
@@ -209,23 +239,32 @@ def samples(folder: Path, manifest: Manifest) -> Iterator[tuple[str, list[Array]
     if not files:
         raise InputError(f"{folder} holds no {', '.join(suffixes)} file")
     for file in files:
-        arrays = _load(file, manifest)
-        first = manifest.inputs[0].shape[0] if manifest.inputs[0].shape else 1
-        count = len(arrays[0]) // first if arrays[0].ndim else 1
+        if file.suffix.lower() in _PICTURES:
+            yield (file.name, *_picture(file, manifest, sets))
+            continue
+        which, count, arrays = _choose(_load(file, manifest), file, manifest, sets)
+        wanted = manifest.specialisations[which].inputs
         for n in range(count):
             label = file.name if count == 1 else f"{file.name}[{n}]"
-            yield (
-                label,
-                [_fit(a, n, count, t, file) for a, t in zip(arrays, manifest.inputs, strict=True)],
-            )
+            yield label, which, [_part(a, n, t) for a, t in zip(arrays, wanted, strict=True)]
+
+
+def _picture(file: Path, manifest: Manifest, sets: Sequence[int]) -> tuple[int, list[Array]]:
+    """A picture for the first of the shapes that it can be made into."""
+    from tvmsep.bundle import load_picture
+
+    faults = []
+    for which in sets:
+        try:
+            return which, [load_picture(file, manifest, which)]
+        except InputError as error:
+            faults.append(error)
+    raise faults[0]
 
 
 def _load(file: Path, manifest: Manifest) -> list[Array]:
-    from tvmsep.bundle import load_picture
     from tvmsep.bundle.arrays import names_in_npz, read_any, read_npy
 
-    if file.suffix.lower() in _PICTURES:
-        return [load_picture(file, manifest)]
     if file.suffix.lower() == ".npy":
         if len(manifest.inputs) != 1:
             names = ", ".join(t.name for t in manifest.inputs)
@@ -241,23 +280,52 @@ def _load(file: Path, manifest: Manifest) -> list[Array]:
     return read_any(file, keys)
 
 
-def _fit(array: Array, n: int, count: int, wanted: Any, file: Path) -> Array:
-    """Sample `n` of `count` of an array, of the input's shape and dtype."""
-    step = wanted.shape[0] if wanted.shape else 1
-    fits = array.shape[1:] == wanted.shape[1:] and array.ndim == len(wanted.shape)
-    if not fits or (array.ndim and len(array) != count * step) or str(array.dtype) != wanted.dtype:
-        raise InputError(f"{file} is {array.dtype} {array.shape}; input {wanted} is needed")
-    part = array[n * step : (n + 1) * step] if array.ndim else array
-    return np.ascontiguousarray(part)
+def _choose(
+    arrays: list[Array], file: Path, manifest: Manifest, sets: Sequence[int]
+) -> tuple[int, int, list[Array]]:
+    """The shapes of the largest batch that arrays fit, how many samples they are then, and they."""
+    by_batch = sorted(sets, key=lambda n: -_batch(manifest.specialisations[n].inputs[0]))
+    for which in by_batch:
+        wanted = manifest.specialisations[which].inputs
+        counts = {_samples_in(a, t) for a, t in zip(arrays, wanted, strict=True)}
+        if len(counts) == 1 and (count := counts.pop()):
+            return which, count, arrays
+    got = ", ".join(f"{a.dtype} {a.shape}" for a in arrays)
+    needed = "; or ".join(f"input {manifest.specialisations[n].title}" for n in sets)
+    raise InputError(f"{file} is {got}; {needed} is needed")
+
+
+def _batch(wanted: TensorInfo) -> int:
+    return wanted.shape[0] if wanted.shape else 1
+
+
+def _samples_in(array: Array, wanted: TensorInfo) -> int:
+    """How many samples of an input's shape and dtype an array holds; 0 if it is no such array."""
+    if (
+        array.ndim != len(wanted.shape)
+        or array.shape[1:] != wanted.shape[1:]
+        or str(array.dtype) != wanted.dtype
+    ):
+        return 0
+    if not array.ndim:
+        return 1
+    return 0 if len(array) % _batch(wanted) else len(array) // _batch(wanted)
+
+
+def _part(array: Array, n: int, wanted: TensorInfo) -> Array:
+    """Sample `n` of an array."""
+    step = _batch(wanted)
+    return np.ascontiguousarray(array[n * step : (n + 1) * step]) if array.ndim else array
 
 
 def layer_errors(
-    bundle: str | os.PathLike[str], prepared: Prepared, inputs: list[Array]
+    bundle: str | os.PathLike[str], prepared: Prepared, inputs: list[Array], which: int = 0
 ) -> list[LayerReport]:
     """The error of every layer against float64, in the order in which they run.
 
-    Each layer is computed from what the bundle's own layers before it made. Empty where an
-    operator has no float64 form.
+    Each layer is computed from what the bundle's own layers before it made, by the kernels that the
+    bundle has: what one of them does on the way, such as scaling the input of a pointwise
+    convolution, is no layer of its own. Empty where an operator has no float64 form.
     """
     from tvmsep.api import choose_configs
     from tvmsep.bundle import Package
@@ -267,7 +335,8 @@ def layer_errors(
 
     threads = next(iter(prepared.plans))
     graph = normalise(from_relax(prepared.imported.module))
-    layers = [n.name for n in graph.nodes.values() if n.op in ("conv", "pool", "eltwise")]
+    kernels = {s.output for s in make_plan(graph, prepared.target, threads).steps if s.workload}
+    layers = [n for n in graph.nodes if n in kernels]
     exact = from_relax(prepared.imported.module)
     settle_transposes(exact)  # a layer that was moved has its moved shape in both
     layers = [n for n in layers if n in exact.nodes]
@@ -278,7 +347,7 @@ def layer_errors(
         return []
     plan = make_plan(graph, prepared.target, threads)
     with Package(bundle) as package:
-        weights = {n: np.array(a) for n, a in package.weights().items()}
+        weights = package.weights(which)
     for name, own in plan.params.items():
         if name not in weights or weights[name].shape != own.shape:
             return [LayerReport(name.rpartition(".")[0], float("inf"))]
@@ -299,18 +368,11 @@ def _winners(bundle: str | os.PathLike[str]) -> dict[str, Best]:
 
 
 def _run(library: bytes, inputs: list[Array], weights: list[Array], threads: int) -> list[Array]:
-    """A library's outputs."""
+    """A library's outputs; inputs and weights are read where they lie."""
     from tvmsep.bundle.runtime import Networks, Program
-    from tvmsep.bundle.weights import empty_aligned
 
-    def aligned(array: Array) -> Array:
-        buffer: Array = empty_aligned(array.shape, str(array.dtype))
-        buffer[...] = array
-        return buffer
-
-    bound, kept = [aligned(a) for a in inputs], [aligned(a) for a in weights]
-    networks = Networks([Program(library, bound, kept)], threads)
+    networks = Networks([Program(library, inputs, weights)], threads)
     try:
-        return list(networks.do(lambda loaded: loaded[0](bound)))
+        return list(networks.do(lambda loaded: loaded[0](inputs)))
     finally:
         networks.close()

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import os
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -196,6 +196,8 @@ class Recorded:
     """By output: largest difference over the largest recorded value, the worst variant's."""
     threads: tuple[int, ...]
     """Thread counts whose variants were run."""
+    shapes: str = ""
+    """The inputs, where the bundle has the network for several shapes."""
 
     def lines(self) -> list[str]:
         """For people."""
@@ -203,15 +205,20 @@ class Recorded:
 
 
 def check_expected(
-    path: str | os.PathLike[str], recording: str | os.PathLike[str], tolerance: float = TOLERANCE
+    path: str | os.PathLike[str],
+    recording: str | os.PathLike[str],
+    tolerance: float = TOLERANCE,
+    *,
+    shapes: Mapping[str, Sequence[int]] | None = None,
 ) -> Recorded:
     """Run every variant of a bundle on recorded inputs and compare with recorded outputs.
 
     Args:
         path: the bundle.
         recording: a `.npz` file with `input_NAME` for each input and `output_0`, `output_1`, ...
-            for the outputs in their order.
+            for the outputs in their order. Their shapes choose among the bundle's.
         tolerance: largest error accepted, relative to an output's largest recorded value.
+        shapes: of the inputs by name, for a recording that must be of these.
 
     Raises:
         InputError: the recording cannot be read or is of another network.
@@ -224,7 +231,8 @@ def check_expected(
     with Package(path) as package:
         package.check_host()
         manifest = package.manifest
-    arrays = _recorded(recording, manifest)
+    sets = range(len(manifest.specialisations)) if shapes is None else [manifest.find(shapes)]
+    which, arrays = _recorded(recording, manifest, sets)
     inputs = [f"input_{t.name}" for t in manifest.inputs]
     outputs = {f"output_{n}": t for n, t in enumerate(manifest.outputs)}
     for name in outputs:
@@ -243,23 +251,32 @@ def check_expected(
                 f"output {name} of {path} differs from {recording} by {error:.1e} of its largest "
                 f"value (allowed: {tolerance:.0e}): they are of different networks or weights"
             )
-    return Recorded(errors, tuple(v.threads for v in manifest.variants))
+    counts = tuple(v.threads for v in manifest.variants)
+    return Recorded(errors, counts, manifest.shape_note(which))
 
 
-def _recorded(recording: str | os.PathLike[str], manifest: Manifest) -> dict[str, Any]:
-    """The recorded arrays, of one of the sets of shapes that the bundle has."""
+def _recorded(
+    recording: str | os.PathLike[str], manifest: Manifest, sets: Sequence[int]
+) -> tuple[int, dict[str, Any]]:
+    """Which of some sets of the bundle's shapes the recording is of, and its arrays."""
     from tvmsep.bundle.arrays import read_npz
 
-    several = manifest.specialisations
-    for number, one in enumerate(several):
+    faults = []
+    for which in sets:
+        one = manifest.specialisations[which]
         wanted = {f"input_{t.name}": t for t in one.inputs}
         wanted |= {f"output_{n}": t for n, t in enumerate(one.outputs)}
         try:
-            return read_npz(recording, wanted)
-        except InputError:
-            if number + 1 == len(several):
-                raise
-    raise AssertionError("a bundle has at least one set of shapes")
+            return which, read_npz(recording, wanted)
+        except InputError as error:
+            faults.append(error)
+    if len(faults) == 1:
+        raise faults[0]
+    has = "; ".join(one.title for one in manifest.specialisations)
+    raise InputError(
+        f"{recording} is a recording of none of the shapes that {manifest.name} was built for "
+        f"({has}): {faults[0]}"
+    )
 
 
 def _list(result: Any) -> list[Any]:

@@ -1,11 +1,14 @@
 // Classifies a picture with a tvmsep bundle, without Python.
 //
-//   classify BUNDLE PICTURE [--threads N] [--runs N]
+//   classify BUNDLE PICTURE [--threads N] [--runs N] [--shape 1,3,224,224]
 //
 // PICTURE is a binary PPM (P6, as `convert cat.jpg cat.ppm` and Pillow write it), which is resized,
 // cropped and normalised as the bundle's manifest says; or raw float32 values in the input's own
-// layout, as `array.tofile("input.f32")` writes them. Prints the five best classes and, with --runs,
-// the median time of so many runs.
+// layout, as `array.tofile("input.f32")` writes them. Of a bundle of several input shapes raw values
+// choose the one of their size, a picture gets the first one; --shape says which. Prints the five
+// best classes, of a batch's first picture, and, with --runs, the median time of so many runs.
+//
+// The SHA-256 of the bundle's members is checked, its signature is not: see tvmsep.hpp.
 #include <algorithm>
 #include <chrono>
 #include <cmath>
@@ -87,16 +90,44 @@ static void fill(DLTensor* input, Picture picture, const tvmsep::Object& rule) {
     }
 }
 
+// Which of the bundle's input shapes: the one named, else the one that raw values fill, else the first.
+static size_t choose(const tvmsep::Bundle& bundle, const std::string& shape, const std::string& data) {
+  std::string has;
+  bool picture = data.rfind("P6", 0) == 0;
+  auto several = tvmsep::specialisations(bundle);
+  for (size_t at = 0; at < several.size(); at++) {
+    auto inputs = tvmsep::tensors(get<tvmsep::Array>(several[at], "inputs"));
+    if (inputs.size() != 1 || inputs[0].dtype != DLDataType{kDLFloat, 32, 1}) fail("not one float32 input");
+    std::string text;
+    size_t bytes = sizeof(float);
+    for (auto dim : inputs[0].shape) text += (text.empty() ? "" : ",") + std::to_string(dim), bytes *= dim;
+    if (shape.empty() ? picture || data.size() == bytes : shape == text) return at;
+    has += (has.empty() ? "" : " or ") + text;
+  }
+  fail(shape.empty() ? "the file holds neither a P6 picture nor float32 values of shape " + has
+                     : "the bundle was not built for --shape " + shape + ": it has " + has);
+}
+
 int main(int count, char** words) try {
   int threads = std::thread::hardware_concurrency(), runs = 0;
-  for (int i = 3; i + 1 < count; i += 2)
-    (std::string(words[i]) == "--threads" ? threads : runs) = std::atoi(words[i + 1]);
-  if (count < 3 || threads < 1) fail("usage: classify BUNDLE PICTURE [--threads N] [--runs N]");
+  std::string shape;
+  bool known = count % 2;
+  for (int i = 3; i + 1 < count; i += 2) {
+    std::string option = words[i];
+    if (option == "--shape")
+      shape = words[i + 1];
+    else if (option == "--threads" || option == "--runs")
+      (option == "--threads" ? threads : runs) = std::atoi(words[i + 1]);
+    else
+      known = false;
+  }
+  if (count < 3 || threads < 1 || !known)
+    fail("usage: classify BUNDLE PICTURE [--threads N] [--runs N] [--shape 1,3,224,224]\n"
+         "SHA-256 sums are checked, signatures are not: tvmsep verify BUNDLE --signature KEY");
   tvmsep::Bundle bundle(words[1]);
-  auto net = tvmsep::load(bundle, threads);
-  auto input = net.inputs.at(0).make();
-  if (net.inputs.size() != 1 || input.dtype() != DLDataType{kDLFloat, 32, 1}) fail("not one float32 input");
   std::string data = read(words[2]);
+  auto net = tvmsep::load(bundle, threads, choose(bundle, shape, data));
+  auto input = net.inputs.at(0).make();
   if (data.rfind("P6", 0) == 0)
     fill(const_cast<DLTensor*>(input.GetDLTensorPtr()), Picture(data), get<tvmsep::Object>(bundle.manifest, "preprocess"));
   else if (data.size() == tvm::ffi::GetDataSize(input))
@@ -105,7 +136,7 @@ int main(int count, char** words) try {
     fail(std::string(words[2]) + " holds neither a P6 picture nor the input's float32 values");
   auto output = net({input})[0];
   auto scores = static_cast<const float*>(output.data_ptr());
-  std::vector<int> order(output.numel());
+  std::vector<int> order(output.numel() / (output.ndim() > 1 ? output.size(0) : 1));
   std::iota(order.begin(), order.end(), 0);
   std::stable_sort(order.begin(), order.end(), [&](int a, int b) { return scores[a] > scores[b]; });
   auto labels = bundle.manifest.Get(tvm::ffi::String("labels")).value().as<tvmsep::Array>();

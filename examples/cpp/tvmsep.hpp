@@ -1,8 +1,9 @@
 // Runs tvmsep bundles without Python, on TVM's runtime library alone.
 //
 // Beside the C++ library and POSIX it needs the headers and libraries inside the wheels of
-// apache-tvm and apache-tvm-ffi; build.py finds them. Signatures are not checked here: do that where
-// bundles arrive (`tvmsep verify --signature`). Everything throws std::exception.
+// apache-tvm and apache-tvm-ffi; build.py finds them. Every member's SHA-256 is checked, the
+// bundle's signature is not: check that where bundles arrive, before this program sees them, with
+// `tvmsep verify --signature KEY` or with openssl (SECURITY.md). Everything throws std::exception.
 #pragma once
 
 #include <fcntl.h>
@@ -341,10 +342,20 @@ class Network {
   std::shared_ptr<void> threads_;  // goes first: the library must not be unloaded under them
 };
 
-// The network of a bundle for its first input shapes.
-inline Network load(const Bundle& bundle, int threads) {
+// What a bundle says of each set of input shapes that it has the network for, the first one first:
+// inputs, outputs, variants, weights.
+inline std::vector<Object> specialisations(const Bundle& bundle) {
+  std::vector<Object> found = {bundle.manifest};
+  if (auto further = bundle.manifest.Get(ffi::String("further")))
+    for (const auto& item : further->cast<Array>()) found.push_back(item.cast<Object>());
+  return found;
+}
+
+// The network of a bundle for one set of its input shapes.
+inline Network load(const Bundle& bundle, int threads, size_t which = 0) {
+  Object about = specialisations(bundle).at(which);
   ffi::Optional<Object> best;
-  for (const auto& item : get<Array>(bundle.manifest, "variants")) {
+  for (const auto& item : get<Array>(about, "variants")) {
     auto variant = item.cast<Object>();
     if (!best || get<int64_t>(variant, "threads") <= threads) best = variant;
   }
@@ -362,7 +373,7 @@ inline Network load(const Bundle& bundle, int threads) {
   }
   std::filesystem::remove_all(folder);
   if (!written) fail("cannot write " + path);
-  Network network(module.cast<ffi::Module>(), bundle.manifest, weights(bundle.member("weights.safetensors")));
+  Network network(module.cast<ffi::Module>(), about, weights(bundle.member("weights.safetensors")));
   network.start(threads);
   return network;
 }

@@ -222,7 +222,7 @@ def make_bundle(
         check = None
         if reason is None:
             try:
-                check = _check(Path(scratch), several)
+                check = _check(Path(scratch), dict(enumerate(several)))
             except Mismatch as problem:
                 raise Mismatch(
                     f"{problem}; nothing was written. Please report this model."
@@ -281,9 +281,9 @@ def _compile(
     return part, used, grounds, tasks
 
 
-def _check(path: Path, several: Sequence[Prepared]) -> Check:
-    """The worst of what the bundle shows for each set of shapes."""
-    return worst([check_bundle(path, p.imported, p.graph, which=n) for n, p in enumerate(several)])
+def _check(path: Path, several: Mapping[int, Prepared]) -> Check:
+    """The worst of what the bundle shows for each of these sets of shapes."""
+    return worst([check_bundle(path, p.imported, p.graph, which=n) for n, p in several.items()])
 
 
 def verify(bundle: str | os.PathLike[str], model: Any, **how: Any) -> Check:
@@ -292,7 +292,8 @@ def verify(bundle: str | os.PathLike[str], model: Any, **how: Any) -> Check:
     Args:
         bundle: a `.tvmsep` file.
         model: as for `tune`.
-        **how: `shapes`, `example_inputs` and `params` as for `tune`.
+        **how: `shapes`, `example_inputs` and `params` as for `tune`. Without `shapes`, a bundle of
+            several is compared for all of them.
 
     Raises:
         TvmsepError: they differ, or do not fit each other.
@@ -300,8 +301,10 @@ def verify(bundle: str | os.PathLike[str], model: Any, **how: Any) -> Check:
     from tvmsep.bundle import Package
 
     with Package(bundle) as package:
-        count = len(package.manifest.specialisations)
-    several = [prepare_for(bundle, model, which=n, **how) for n in range(count)]
+        manifest = package.manifest
+    shapes = how.get("shapes")
+    sets = range(len(manifest.specialisations)) if shapes is None else [manifest.find(shapes)]
+    several = {n: prepare_for(bundle, model, which=n, **how) for n in sets}
     try:
         return _check(Path(bundle), several)
     except Mismatch as problem:
@@ -319,7 +322,7 @@ def prepare_for(
         bundle: a `.tvmsep` file.
         model: as for `tune`.
         which: for which of its sets of input shapes.
-        **how: as for `verify`; no `shapes` where the bundle has several sets.
+        **how: as for `verify`; that `shapes` are there says that the model leaves them open.
 
     Raises:
         BundleError: the bundle is damaged or cannot run on this host.
@@ -331,9 +334,7 @@ def prepare_for(
         package.check_host()
         manifest = package.manifest
     one = manifest.specialisations[which]
-    if manifest.further:
-        if how.get("shapes"):
-            raise InputError(f"{bundle} says for which shapes it is: leave --shape out")
+    if manifest.further or how.get("shapes"):
         how["shapes"] = {t.name: t.shape for t in one.inputs}
     prepared = prepare(model, target=manifest.target, threads=[one.variants[0].threads], **how)
     for what, mine, others in (

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 from tvmsep.api.building import build
@@ -23,6 +23,7 @@ def compare(
     threads: Sequence[int] | None = None,
     task: str | None = None,
     layer: str | None = None,
+    shapes: Mapping[str, Sequence[int]] | None = None,
     **how: Any,
 ) -> Comparison:
     """Measure which of several is faster, or that it cannot be told.
@@ -36,6 +37,8 @@ def compare(
         threads: thread counts; the cores by default.
         task: one kernel, by its label or a part of it.
         layer: one kernel, by the layer's name.
+        shapes: of the inputs by name, where the model leaves them open or a bundle has several; by
+            default the first of the first such bundle.
         **how: `rounds`, `seed`, `claims`, `tracker`, `key` and `say`, see
             `tvmsep.compare.run.compare`.
 
@@ -46,9 +49,10 @@ def compare(
 
     if task is None and layer is None:
         return run.compare(
-            entrants, build=build, model=model, target=target, threads=threads, **how
-        )
-    prepared = _of_kernel(entrants, model, target, threads)
+            entrants, build=build, model=model, target=target, threads=threads, shapes=shapes,
+            **how,
+        )  # fmt: skip
+    prepared = _of_kernel(entrants, model, target, threads, shapes)
     plans = {n: [p for p in prepared.candidates() if p.threads == n] for n in prepared.plans}
     return run.compare_kernels(entrants, plans, prepared.target, task=task, layer=layer, **how)
 
@@ -62,6 +66,7 @@ def diff(
     threads: int | None = None,
     task: str | None = None,
     layer: str | None = None,
+    shapes: Mapping[str, Sequence[int]] | None = None,
 ) -> Diff:
     """Lowered loops and hot-loop assembly of two configs of one kernel.
 
@@ -73,6 +78,7 @@ def diff(
         threads: to plan for; the target's cores by default.
         task: as for `compare`.
         layer: as for `compare`.
+        shapes: as for `compare`.
 
     Raises:
         TvmsepError: a user's mistake.
@@ -80,19 +86,25 @@ def diff(
     from tvmsep.compare import diff as listings
     from tvmsep.compare.kernels import choose, find_task
 
-    prepared = _of_kernel([a, b], model, target, None if threads is None else [threads])
+    counts = None if threads is None else [threads]
+    prepared = _of_kernel([a, b], model, target, counts, shapes)
     found = find_task(prepared.candidates(), prepared.target, task, layer)
     one, two = choose([a, b], found, prepared.target)
     return listings(one, two, prepared.target)
 
 
 def _of_kernel(
-    words: Sequence[str], model: str | None, target: str, threads: Sequence[int] | None
+    words: Sequence[str],
+    model: str | None,
+    target: str,
+    threads: Sequence[int] | None,
+    shapes: Mapping[str, Sequence[int]] | None,
 ) -> Prepared:
     """The network whose kernel is meant."""
     from tvmsep.compare.entrants import told_model
 
-    spec = model or told_model(words)
+    told, shapes = told_model(words, shapes)
+    spec = model or told
     if spec is None:
         raise InputError("one kernel of which model? give --model, an .onnx or .pt2 file or a name")
-    return prepare(spec, target=target, threads=threads)
+    return prepare(spec, target=target, threads=threads, shapes=shapes)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from tvmsep.contracts import InputError
@@ -13,6 +14,7 @@ def export_object(
     out: str | os.PathLike[str],
     *,
     threads: int | None = None,
+    shapes: Mapping[str, Sequence[int]] | None = None,
 ) -> None:
     """Write one object file with the network's kernels and program, its weights and its manifest.
 
@@ -24,10 +26,13 @@ def export_object(
         path: the bundle; it needn't fit this host.
         out: the object file; names in it begin with its stem.
         threads: the variant for this count; by default the one for the most threads.
+        shapes: of the inputs by name; by default the bundle's first. Its manifest has them first,
+            as the C header that is made with the same `shapes` has.
 
     Raises:
         BundleError: damaged bundle, made by another TVM, or `out` cannot be written.
-        InputError: there is no variant for `threads`, or the stem cannot begin a name in C.
+        InputError: there is no variant for `threads` or `shapes`, or the stem cannot begin a name
+            in C.
         LinkError: the target's objects cannot be made here.
     """
     from tvmsep.bundle import Package
@@ -42,14 +47,15 @@ def export_object(
         raise InputError(f"{out} is the bundle itself: name another file with -o")
     with Package(path) as package:
         package.check_runtime()
-        manifest = package.manifest
-        variant = package.pick(threads, max(v.threads for v in manifest.variants))
+        which = package.manifest.find(shapes)
+        manifest = package.manifest.led_by(which)
+        variant = package.pick(threads, max(v.threads for v in manifest.variants), which)
         if threads is not None and variant.threads != threads:
             has = ", ".join(str(v.threads) for v in manifest.variants)
             raise InputError(f"{path} has variants for {has} threads, none for {threads}")
         text = package.read(variant.relax).decode()
         data = {
-            f"{name}_manifest.json": package.read(MANIFEST),
+            f"{name}_manifest.json": manifest.to_json() if which else package.read(MANIFEST),
             f"{name}_weights.safetensors": package.read(WEIGHTS),
         }
     advice = f"build it again: tvmsep build MODEL --log {path}"

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping, Sequence
 from typing import Annotated
 
 import msgspec
 
-from tvmsep.contracts import BundleError, Target
+from tvmsep.contracts import BundleError, InputError, Target
 from tvmsep.contracts.preprocess import Preprocess
 
 FORMAT = 1
@@ -62,6 +63,11 @@ class Specialisation(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_f
         """`input: float32[1, 3, 224, 224]`, all inputs."""
         return ", ".join(map(str, self.inputs))
 
+    @property
+    def options(self) -> str:
+        """`--shape input=1,3,224,224`, all inputs."""
+        return " ".join(f"--shape {t.name}={','.join(map(str, t.shape))}" for t in self.inputs)
+
 
 class Manifest(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """The contents of `manifest.json`.
@@ -105,6 +111,50 @@ class Manifest(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=
             flops=self.flops,
         )  # fmt: skip
         return (first, *(self.further or ()))
+
+    def find(self, shapes: Mapping[str, Sequence[int]] | None) -> int:
+        """Which of `specialisations` is for these input shapes; the first one for None.
+
+        Args:
+            shapes: by the input's name; an input that is left out may have any.
+
+        Raises:
+            InputError: none is, or several are.
+        """
+        several = self.specialisations
+        if shapes is None:
+            return 0
+        fits = [
+            at
+            for at, one in enumerate(several)
+            if {n: tuple(s) for n, s in shapes.items()}.items()
+            <= {t.name: t.shape for t in one.inputs}.items()
+        ]
+        if len(fits) == 1:
+            return fits[0]
+        asked = ", ".join(f"{n}={','.join(map(str, s))}" for n, s in shapes.items())
+        has = "; ".join(one.options for one in several)
+        if fits:
+            raise InputError(f"{asked} fits several of {self.name}'s shapes: give one of: {has}")
+        raise InputError(
+            f"{self.name} was not built for the shape {asked}: it has {has}; give one of these, or "
+            "build it with another --shape"
+        )
+
+    def led_by(self, which: int) -> Manifest:
+        """The same with another of its sets of shapes as the first one."""
+        if which == 0:
+            return self
+        rest = list(self.specialisations)
+        first = rest.pop(which)
+        return msgspec.structs.replace(
+            self, inputs=first.inputs, outputs=first.outputs, variants=first.variants,
+            weights=first.weights, flops=first.flops, further=tuple(rest),
+        )  # fmt: skip
+
+    def shape_note(self, which: int) -> str:
+        """`input: float32[4, 3, 224, 224]` where it has several; empty where there is one."""
+        return self.specialisations[which].title if self.further else ""
 
     @property
     def weight_names(self) -> set[str]:

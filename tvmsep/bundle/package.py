@@ -84,10 +84,10 @@ class Package:
             )
         self._unchecked.discard(name)
 
-    def weights(self) -> dict[str, NDArray[Any]]:
-        """The first specialisation's weights in call order; see `all_weights`."""
+    def weights(self, which: int = 0) -> dict[str, NDArray[Any]]:
+        """One specialisation's weights in call order; see `all_weights`."""
         arrays = self.all_weights()
-        return {name: arrays[name] for name in self.manifest.weights}
+        return {name: arrays[name] for name in self.manifest.specialisations[which].weights}
 
     def all_weights(self) -> dict[str, NDArray[Any]]:
         """The weights of all specialisations, 64-byte aligned, in memory of their own.
@@ -152,17 +152,18 @@ class Package:
                 f"machine: tvmsep build MODEL --log {self.path}"
             )
 
-    def pick(self, threads: int | None, available: int) -> Variant:
+    def pick(self, threads: int | None, available: int, which: int = 0) -> Variant:
         """The variant tuned for `threads`, or for the nearest count.
 
         Args:
             threads: wanted count; None takes the most that `available` allows.
             available: CPUs that this process may use.
+            which: of the manifest's specialisations.
 
         Raises:
             InputError: `threads` is below 1.
         """
-        variants = self.manifest.variants
+        variants = self.manifest.specialisations[which].variants
         if threads is None:
             fitting = [v for v in variants if v.threads <= available]
             return max(fitting or variants[:1], key=lambda v: v.threads)

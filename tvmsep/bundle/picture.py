@@ -30,7 +30,7 @@ def read_preprocess(path: str | os.PathLike[str]) -> Preprocess:
         raise InputError(f"{path} is malformed: {error}; it may hold {known}") from error
 
 
-def load_picture(path: str | os.PathLike[str], manifest: Manifest) -> NDArray[Any]:
+def load_picture(path: str | os.PathLike[str], manifest: Manifest, which: int = 0) -> NDArray[Any]:
     """Read, turn upright (EXIF), resize, crop and normalise a picture.
 
     Grey pictures and those with a palette are converted to colour; transparency is laid on white.
@@ -38,6 +38,7 @@ def load_picture(path: str | os.PathLike[str], manifest: Manifest) -> NDArray[An
     Args:
         path: any picture that Pillow reads.
         manifest: of the bundle that will get it.
+        which: of its sets of input shapes.
 
     Returns:
         An array of the input's shape `[n, 3, height, width]` and dtype; each of the `n` equal.
@@ -45,7 +46,7 @@ def load_picture(path: str | os.PathLike[str], manifest: Manifest) -> NDArray[An
     Raises:
         InputError: not a picture, or the bundle doesn't say how to make an input of one.
     """
-    rule, wanted = manifest.preprocess, manifest.inputs[0]
+    rule, wanted = manifest.preprocess, manifest.specialisations[which].inputs[0]
     if rule is None:
         raise InputError(
             f"{manifest.name} doesn't say how a picture becomes its input ({wanted}); give a .npy "

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import statistics
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 import msgspec
 
@@ -39,25 +39,42 @@ class BenchResult(msgspec.Struct, frozen=True, kw_only=True):
     times_s: tuple[float, ...]
 
 
-def bench(bundles: Sequence[Bundle], runs: int = 100) -> list[BenchResult]:
+def bench(
+    bundles: Sequence[Bundle],
+    runs: int = 100,
+    *,
+    shapes: Mapping[str, Sequence[int]] | None = None,
+) -> list[BenchResult]:
     """Time each bundle `runs` times, a few at a time in turn, on the same seeded inputs.
 
     A bundle of several sets of input shapes is timed for each, and has a result for each.
 
+    Args:
+        bundles: what to time.
+        runs: of each.
+        shapes: of the inputs by name, for these alone.
+
     Raises:
-        InputError: fewer than 4 runs, of which quartiles would say nothing.
+        InputError: fewer than 4 runs, of which quartiles would say nothing; or a bundle was not
+            built for the shapes.
     """
     if runs < 4:
         raise InputError(f"runs is {runs}: quartiles need at least 4")
-    entrants = [(b, n) for b in bundles for n in range(len(b.manifest.specialisations))]
+    entrants = [
+        (b, n)
+        for b in bundles
+        for n in (
+            range(len(b.manifest.specialisations)) if shapes is None else [b.manifest.find(shapes)]
+        )
+    ]
     times: list[list[float]] = [[] for _ in entrants]
     rounds = min(_ROUNDS, runs)
     for i in range(rounds):
         share = runs // rounds + (i < runs % rounds)
-        for (bundle, shapes), mine in zip(entrants, times, strict=True):
+        for (bundle, which), mine in zip(entrants, times, strict=True):
             if len(entrants) > 1 and any(b.threads > 1 for b in bundles):
                 time.sleep(_SETTLE_S)
-            mine += bundle.time(share, warmup=3, inputs=bundle.noise(shapes=shapes))
+            mine += bundle.time(share, warmup=3, inputs=bundle.noise(shapes=which))
     return [_summary(b, n, t) for (b, n), t in zip(entrants, times, strict=True)]
 
 

@@ -7,6 +7,7 @@ import os
 import secrets
 import shutil
 import tarfile
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import BinaryIO, Literal
 
@@ -26,6 +27,7 @@ def export(
     format: Format,
     *,
     threads: int | None = None,
+    shapes: Mapping[str, Sequence[int]] | None = None,
 ) -> list[str]:
     """Write a bundle's members where other programs find them, each checked before.
 
@@ -34,10 +36,12 @@ def export(
         out: what to make: a folder for `dir`, else a file.
         format: `dir`: every member as a file. `tar`: the same in an uncompressed tar, under a
             folder named like `out`, equal bundles giving equal tars. `so`: the library alone, a
-            Relax VM executable whose `main` takes the inputs and then the weights, of the first
-            input shapes. `header`: names, shapes and preprocessing for C.
+            Relax VM executable whose `main` takes the inputs and then the weights.
+            `header`: names, shapes and preprocessing for C.
         threads: for `so`, whose library: the variant for this count; by default the one that
             `Bundle.load` would take.
+        shapes: of the inputs by name. For `so`, whose library; for `header`, which come first. By
+            default the bundle's first.
 
     Returns:
         Names of the members that were written.
@@ -45,15 +49,16 @@ def export(
     Raises:
         BundleError: damaged bundle, or `out` cannot be written; nothing is left behind then.
         InputError: `out` is a folder with something in it, or no name in C can begin with its
-            stem, the bundle has no variant for `threads`, or `threads` came with a format that
-            takes all variants.
+            stem, the bundle has no variant for `threads` or `shapes`, or these came with a format
+            that takes all variants.
     """
     out = Path(out)
     if out.exists() and out.samefile(path):
         raise InputError(f"{out} is the bundle itself: name another place with -o")
     with Package(path) as package:
+        which = package.manifest.find(shapes)
         if format == "so":
-            variant = package.pick(threads, len(allowed_cpus()))
+            variant = package.pick(threads, len(allowed_cpus()), which)
             if threads is not None and variant.threads != threads:
                 has = ", ".join(str(v.threads) for v in package.manifest.variants)
                 raise InputError(f"{path} has libraries for {has} threads, none for {threads}")
@@ -63,9 +68,13 @@ def export(
         if threads is not None:
             raise InputError(f"--format {format} holds every thread count; --threads is for so")
         if format == "header":
-            text = c_header(package.manifest, out.stem)
+            text = c_header(package.manifest.led_by(which), out.stem)
             write_file(out, lambda file: file.write(text.encode()))
             return [MANIFEST]
+        if shapes is not None:
+            raise InputError(
+                f"--format {format} holds every shape; --shape is for so, header and object"
+            )
         contents = {name: package.read(name) for name in package.members()}
     if format == "dir":
         _write_folder(out, contents)

@@ -1,41 +1,31 @@
-"""Verbs for a bundle that is there: `run`, `bench`, `show`, `export`."""
+"""Verbs for a bundle that is there: `run`, `bench`, `show`, `sign`."""
 
 from __future__ import annotations
 
-import enum
 import json
 import time
 from collections.abc import Sequence
 from contextlib import ExitStack
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, BinaryIO, cast
+from typing import TYPE_CHECKING, Annotated, Any, BinaryIO
 
 import typer
 
+from tvmsep.cli import options
+from tvmsep.cli.export_cmd import export
+from tvmsep.cli.options import BundlePath
 from tvmsep.contracts import InputError
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
 
     from tvmsep.bundle import BenchResult, Manifest
-    from tvmsep.bundle.unpack import Format
 
-BundlePath = Annotated[Path, typer.Argument(metavar="BUNDLE", help="A .tvmsep file.")]
 RequireSignature = Annotated[
     Path | None,
     typer.Option(metavar="KEY", help="Refuse a bundle that this public key's owner did not sign."),
 ]
 AsJson = Annotated[bool, typer.Option("--json", help="Print JSON instead of a table.")]
-
-
-class ExportFormat(enum.StrEnum):
-    """What `export` makes."""
-
-    so = "so"
-    tar = "tar"
-    dir = "dir"
-    header = "header"
-    object = "object"
 
 
 def register(app: typer.Typer) -> None:
@@ -61,6 +51,14 @@ def run(
         Path | None,
         typer.Option("--output", "-o", help="Write the output: .npy, or .npz for several."),
     ] = None,
+    shape: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--shape",
+            metavar="NAME=1,3,224,224",
+            help="Which of the bundle's input shapes a picture is made for; by default the first.",
+        ),
+    ] = None,
     require_signature: RequireSignature = None,
     as_json: AsJson = False,
 ) -> None:
@@ -69,7 +67,7 @@ def run(
 
     with Package(bundle, trust=require_signature) as package:
         manifest = package.manifest
-    arrays = _read_inputs(inputs, manifest)
+    arrays = _read_inputs(inputs, manifest, manifest.find(options.shapes(shape)))
     if output is not None:
         _check_output(output, len(manifest.outputs), inputs)
     with Bundle.load(bundle, threads, trust=require_signature) as net:
@@ -123,6 +121,14 @@ def bench(
         typer.Option(metavar="N[,N...]", help="Thread counts to time; default: those it has."),
     ] = None,
     runs: Annotated[int, typer.Option(min=4, help="Timed runs of each.")] = 100,
+    shape: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--shape",
+            metavar="NAME=1,3,224,224",
+            help="Which of the bundle's input shapes; by default all of them.",
+        ),
+    ] = None,
     require_signature: RequireSignature = None,
     as_json: AsJson = False,
 ) -> None:
@@ -133,6 +139,8 @@ def bench(
 
     with Package(bundle, trust=require_signature) as package:
         manifest = package.manifest
+    wanted = options.shapes(shape)
+    manifest.find(wanted)  # an error before anything is loaded
     available = len(allowed_cpus())
     tuned = [v.threads for v in manifest.variants if v.threads <= available]
     counts = _thread_counts(threads) if threads else tuned or [available]
@@ -140,7 +148,7 @@ def bench(
         loaded = [
             stack.enter_context(Bundle.load(bundle, n, trust=require_signature)) for n in counts
         ]
-        results = time_bundles(loaded, runs)
+        results = time_bundles(loaded, runs, shapes=wanted)
     ram = {
         (one.title, v.threads): v.peak_ram_bytes
         for one in manifest.specialisations
@@ -214,39 +222,6 @@ def show(bundle: BundlePath, as_json: AsJson = False) -> None:
     _print_table(None, rows)
 
 
-def export(
-    bundle: BundlePath,
-    format: Annotated[ExportFormat, typer.Option(help="What to make; docs/deploy.md says more.")],
-    output: Annotated[Path, typer.Option("--output", "-o", help="File or folder to make.")],
-    threads: Annotated[
-        int | None, typer.Option(min=1, help="For so and object: the network of this thread count.")
-    ] = None,
-) -> None:
-    """Take a bundle apart (so, tar, dir), or make a C header or an object to link of it."""
-    if format is ExportFormat.object:
-        from tvmsep.api import export_object
-
-        export_object(bundle, output, threads=threads)
-        stem = output.with_suffix("")
-        print(
-            f"{output}: kernels, weights and manifest; link it with libtvm_runtime and "
-            f"libtvm_ffi; its names: tvmsep export {bundle} --format header -o {stem}.h"
-        )
-        return
-    from tvmsep.bundle import export as unpack
-
-    written = unpack(bundle, output, cast("Format", format.value), threads=threads)
-    if format is ExportFormat.so:
-        print(
-            f"{output}: {written[0]}; the weights that its main takes after the inputs are in "
-            "weights.safetensors: see --format dir"
-        )
-    elif format is ExportFormat.header:
-        print(f"{output}: inputs, outputs and preprocessing")
-    else:
-        print(f"{output}: {len(written)} members")
-
-
 def sign(
     bundle: BundlePath,
     key: Annotated[Path, typer.Option(metavar="FILE", help="Ed25519 private key, PEM.")],
@@ -287,7 +262,7 @@ def _thread_counts(text: str) -> list[int]:
     return counts
 
 
-def _read_inputs(given: list[str], manifest: Manifest) -> list[NDArray[Any]]:
+def _read_inputs(given: list[str], manifest: Manifest, which: int) -> list[NDArray[Any]]:
     """One array per input of the model, in its order."""
     names = [t.name for t in manifest.inputs]
     files: dict[str, Path] = {}
@@ -311,14 +286,14 @@ def _read_inputs(given: list[str], manifest: Manifest) -> list[NDArray[Any]]:
             f"{manifest.name} has {len(names)} inputs and {', '.join(missing)} was not given: "
             f"add --input {missing[0]}=FILE"
         )
-    return [_read_input(files[n], manifest) for n in names]
+    return [_read_input(files[n], manifest, which) for n in names]
 
 
-def _read_input(path: Path, manifest: Manifest) -> NDArray[Any]:
+def _read_input(path: Path, manifest: Manifest, which: int) -> NDArray[Any]:
     if path.suffix != ".npy":
         from tvmsep.bundle import load_picture
 
-        return load_picture(path, manifest)
+        return load_picture(path, manifest, which)
     from tvmsep.bundle.arrays import read_npy
 
     return read_npy(path)

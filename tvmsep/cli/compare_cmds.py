@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from tvmsep.cli import options
-from tvmsep.cli.options import AsJson, TargetName, Threads
+from tvmsep.cli.options import AsJson, BundleShape, TargetName, Threads
 from tvmsep.contracts import InputError
 
 if TYPE_CHECKING:
@@ -79,6 +79,7 @@ def compare(
         Path | None, typer.Option(metavar="FILE", help="Also write a page that stands alone.")
     ] = None,
     seed: Annotated[int, typer.Option(min=0, help="Of inputs and order.")] = 0,
+    shape: BundleShape = None,
     as_json: AsJson = False,
 ) -> None:
     """Measure which is faster, or that it cannot be told.
@@ -102,7 +103,9 @@ def compare(
         _check_page(html, [*(e.partition("=")[2] or e for e in entrants), *entrants, model or ""])
     logs = [Path(e) for e in entrants if e.endswith(".jsonl")]
     if len(entrants) == len(logs) == 2 and model is None and task is None and layer is None:
-        for flag, given in (("--assert", claims), ("--html", html), ("--rpc", rpc)):
+        for flag, given in (
+            ("--assert", claims), ("--html", html), ("--rpc", rpc), ("--shape", shape),
+        ):  # fmt: skip
             if given:
                 raise InputError(f"two logs are compared without measuring: {flag} needs --model")
         _changes(logs[0], logs[1], as_json)
@@ -111,7 +114,7 @@ def compare(
     found = api.compare(
         entrants, model=model, target=target, threads=options.thread_counts(threads),
         rounds=rounds or ROUNDS, seed=seed, task=task, layer=layer, claims=claims or (),
-        tracker=tracker, key=key, say=_say,
+        tracker=tracker, key=key, say=_say, shapes=options.shapes(shape),
     )  # fmt: skip
     if html is not None:
         from tvmsep.report import comparison_page
@@ -244,6 +247,7 @@ def diff(
     layer: Layer = None,
     target: TargetName = "local",
     threads: Annotated[int | None, typer.Option(min=1, help="Threads to plan for.")] = None,
+    shape: BundleShape = None,
     as_json: AsJson = False,
 ) -> None:
     """Show two configs of one kernel side by side: lowered loops, and the hot loop's assembly."""
@@ -254,7 +258,10 @@ def diff(
 
     if (task is None) == (layer is None):
         raise InputError("name one kernel: give --task or --layer")
-    found = api.diff(a, b, model=model, task=task, layer=layer, target=target, threads=threads)
+    found = api.diff(
+        a, b, model=model, task=task, layer=layer, target=target, threads=threads,
+        shapes=options.shapes(shape),
+    )  # fmt: skip
     if as_json:
         print(json.dumps(msgspec.to_builtins(found)))
         return

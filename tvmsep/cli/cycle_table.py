@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import msgspec
@@ -30,18 +31,22 @@ def show_cycles(prepared: Prepared, plan: Plan, log: Path | None, as_json: bool)
     _print(modelled(emit(plan, target, configs), target, prepared.imported.name), as_json)
 
 
-def show_bundle_cycles(path: Path, threads: int | None, as_json: bool) -> None:
+def show_bundle_cycles(
+    path: Path, threads: int | None, shapes: Mapping[str, Sequence[int]] | None, as_json: bool
+) -> None:
     """Model the kernels of a bundle's variant.
 
     Raises:
         BundleError: the bundle is damaged, or does not say what its kernels are.
-        InputError: the target has no model, or llvm-mca is missing.
+        InputError: the target has no model, llvm-mca is missing, or the bundle lacks the shapes.
     """
     with Package(path) as package:
         manifest = package.manifest
-        variant = package.pick(threads, manifest.target.cores)
+        which = manifest.find(shapes)
+        variant = package.pick(threads, manifest.target.cores, which)
         text = package.read(variant.relax).decode()
-    _print(modelled(parse_relax(text, path), manifest.target, manifest.name), as_json)
+    note = f", {manifest.shape_note(which)}," if manifest.further else ""
+    _print(modelled(parse_relax(text, path), manifest.target, f"{manifest.name}{note}"), as_json)
 
 
 def _print(found: CycleModel, as_json: bool) -> None:

@@ -307,7 +307,7 @@ def inspect(
             raise InputError(f"{model} is a bundle: inspect a model, or give --cycles")
         from tvmsep.cli.cycle_table import show_bundle_cycles
 
-        show_bundle_cycles(Path(model), threads, as_json)
+        show_bundle_cycles(Path(model), threads, options.shapes(shape), as_json)
         return
     prepared = api.prepare(
         model,

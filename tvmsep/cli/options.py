@@ -24,6 +24,7 @@ Model = Annotated[
         help="An .onnx, .pt2 or .relay file, a built-in (mobilenet_v2:width=0.5), or zoo:NAME.",
     ),
 ]
+BundlePath = Annotated[Path, typer.Argument(metavar="BUNDLE", help="A .tvmsep file.")]
 TargetName = Annotated[
     str, typer.Option("--target", help="A target's name or TOML file; local fits this host.")
 ]
@@ -41,6 +42,14 @@ ShapeSetsOption = Annotated[
         "--shape",
         metavar="NAME=1,3,224,224",
         help="Fix a dynamic input's shape; again for another shape in the same bundle.",
+    ),
+]
+BundleShape = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--shape",
+        metavar="NAME=1,3,224,224",
+        help="Which of the bundle's input shapes; by default the first.",
     ),
 ]
 ParamsOption = Annotated[

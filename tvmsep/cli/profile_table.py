@@ -76,6 +76,7 @@ def print_profile(profile: Profile, remark: str = "") -> None:
         ),
         cells,
         title=f"{profile.model} on {profile.target}, {profile.threads} thread(s)"
+        + (f", {profile.shapes}" if profile.shapes else "")
         + (f", {remark}" if remark else ""),
     )  # fmt: skip
     limits = ", ".join(f"{n} {rate / 1e9:.0f} GB/s" for n, rate in profile.bandwidths.items())

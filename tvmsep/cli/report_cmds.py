@@ -11,8 +11,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from tvmsep.cli import options
-from tvmsep.cli.bundle_cmds import BundlePath
-from tvmsep.cli.options import AsJson
+from tvmsep.cli.options import AsJson, BundlePath, BundleShape
 from tvmsep.contracts import InputError
 
 if TYPE_CHECKING:
@@ -44,6 +43,7 @@ def profile(
         Path | None,
         typer.Option(metavar="FILE", help="Write a trace for Perfetto or Chrome as well."),
     ] = None,
+    shape: BundleShape = None,
     as_json: AsJson = False,
 ) -> None:
     """Time each layer of a bundle inside its network, against the board's measured limits."""
@@ -59,7 +59,7 @@ def profile(
         with Package(bundle) as package:
             target = package.manifest.target
         place = options.tracker(address, key, target, _say, flag="--board")
-    found = profile_bundle(bundle, threads, tracker=place, key=key)
+    found = profile_bundle(bundle, threads, shapes=options.shapes(shape), tracker=place, key=key)
     if trace is not None:
         options.write_new(trace, json.dumps(trace_events(found)))
     if as_json:

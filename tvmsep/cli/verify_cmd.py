@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from tvmsep.cli import options
-from tvmsep.cli.options import AsJson, ParamsOption, ShapesOption
+from tvmsep.cli.options import AsJson, ParamsOption
 from tvmsep.contracts import InputError
 
 if TYPE_CHECKING:
@@ -39,7 +39,14 @@ def verify(
         float,
         typer.Option(help="For --expected and --data: largest error, as a share of the output."),
     ] = 1e-4,
-    shape: ShapesOption = None,
+    shape: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--shape",
+            metavar="NAME=1,3,224,224",
+            help="Which of the bundle's input shapes; by default all, or those of the data.",
+        ),
+    ] = None,
     params: ParamsOption = None,
     as_json: AsJson = False,
 ) -> None:
@@ -54,9 +61,11 @@ def verify(
         raise InputError(
             "verify compares with something: give MODEL, --expected FILE.npz or --signature KEY"
         )
-    if model is None and (data or shape or params):
-        flag = "--data" if data else "--shape" if shape else "--params"
+    if model is None and (data or params):
+        flag = "--data" if data else "--params"
         raise InputError(f"{flag} belongs to a model: give MODEL after the bundle")
+    if model is None and expected is None and shape:
+        raise InputError("--shape belongs to a model or to --expected: give one of them")
     how: dict[str, Any] = {"shapes": options.shapes(shape), "params": params}
     found: dict[str, Any] = {}
     lines: list[str] = []
@@ -66,9 +75,10 @@ def verify(
         found["signed"] = True
         lines.append(f"{bundle} is signed with the key of {signature}")
     if expected is not None:
-        recorded = check_expected(bundle, expected, tolerance)
+        recorded = check_expected(bundle, expected, tolerance, shapes=how["shapes"])
         found["expected"] = msgspec.to_builtins(recorded)
-        lines += [*recorded.lines(), f"{bundle} computes what {expected} recorded"]
+        at = f" at {recorded.shapes}" if recorded.shapes else ""
+        lines += [*recorded.lines(), f"{bundle} computes what {expected} recorded{at}"]
     if data is not None:
         from tvmsep.accuracy import compare_data
 
@@ -84,8 +94,21 @@ def verify(
     if model is not None:
         check = api.verify(bundle, model, **how)
         found |= msgspec.to_builtins(check)
-        lines += [*check.lines(), f"{bundle} computes what {model} computes"]
+        at = _shapes_checked(bundle, how["shapes"])
+        lines += [*check.lines(), f"{bundle} computes what {model} computes{at}"]
     print(json.dumps(found) if as_json else "\n".join(lines))
+
+
+def _shapes_checked(bundle: Path, shapes: dict[str, tuple[int, ...]] | None) -> str:
+    """At which of a bundle's shapes it was compared; nothing where it has one."""
+    from tvmsep.bundle import Package
+
+    with Package(bundle, verify=False) as package:
+        manifest = package.manifest
+    if shapes is not None and manifest.further:
+        return f" at {manifest.shape_note(manifest.find(shapes))}"
+    several = [manifest.shape_note(n) for n in range(len(manifest.specialisations))]
+    return f" at {' and '.join(several)}" if len(several) > 1 else ""
 
 
 def _print_accuracy(report: Accuracy, data: Path) -> None:
@@ -98,4 +121,8 @@ def _print_accuracy(report: Accuracy, data: Path) -> None:
     head = ("output", "largest error", "in", "mean error", "top-1 agreement")
     title = f"{report.samples} samples of {data} against {report.reference}"
     print_table(head, rows, title=title)
+    if len(report.shapes) > 1:
+        print("samples by shape: " + "; ".join(f"{s}: {n}" for s, n in report.shapes.items()))
+    elif report.several:
+        print(f"all samples are of {next(iter(report.shapes))}")
     print(report.layer_line())

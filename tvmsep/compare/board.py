@@ -172,7 +172,9 @@ def _job(entrant: Entrant, inputs: Sequence[Array], target: Target, library: Pat
                 f"{entrant.name} was built for target {manifest.target.name}, the board is "
                 f"{target.name}: build it for that"
             )
-        variant = package.pick(threads, threads)
+        shapes = {t.name: a.shape for t, a in zip(manifest.inputs, inputs, strict=True)}
+        which = manifest.find(shapes) if manifest.further else 0
+        variant = package.pick(threads, threads, which)
         library.write_bytes(package.read(variant.library))
-        weights = list(package.weights().values())
+        weights = list(package.weights(which).values())
     return NetworkJob([], library, [*inputs, *weights], [], len(manifest.outputs), threads)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import re
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
@@ -21,6 +21,7 @@ if TYPE_CHECKING:
 Kind = Literal["bundle", "log", "default", "stock-tvm", "metaschedule", "engine"]
 OURS_KINDS: frozenset[Kind] = frozenset({"bundle", "log", "default", "metaschedule"})
 """What is compiled here, and can be measured on a board."""
+Shapes = Mapping[str, Sequence[int]]
 Build = Callable[..., Any]
 """`tvmsep.build`."""
 
@@ -104,6 +105,13 @@ class Network:
     name: str
     sha256: str
     inputs: tuple[TensorInfo, ...]
+    shapes: Shapes | None = None
+    """Of the inputs, where they were chosen among several; else the model's own."""
+
+    @property
+    def title(self) -> str:
+        """Its name, and the inputs where their shapes were chosen."""
+        return self.name if self.shapes is None else ", ".join((self.name, *map(str, self.inputs)))
 
     def arrays(self, seed: int) -> list[np.ndarray[Any, Any]]:
         """Seeded inputs: standard normal where the dtype is floating, zeros and ones otherwise."""
@@ -116,16 +124,20 @@ class Network:
         ]
 
 
-def find_network(specs: Sequence[Spec], model: str | None, folder: Path) -> Network:
+def find_network(
+    specs: Sequence[Spec], model: str | None, folder: Path, shapes: Shapes | None = None
+) -> Network:
     """The network that the entrants share.
 
     Args:
         specs: all entrants.
         model: as the user gave it; None to take it from a bundle's manifest.
         folder: where a model file for other engines may be written.
+        shapes: of the inputs by name; None for the first ones of the first bundle that has several.
 
     Raises:
-        InputError: a bundle was made from another model, or one is needed and was not given.
+        InputError: a bundle was made from another model or for other shapes, or a model is needed
+            and was not given.
     """
     from tvmsep.bundle import Package, TensorInfo
 
@@ -142,16 +154,23 @@ def find_network(specs: Sequence[Spec], model: str | None, folder: Path) -> Netw
             raise InputError(
                 f"{needs[0].text} needs the model: give --model, an .onnx or .pt2 file or a name"
             )
+    chosen = shapes
+    several = next((m for m in manifests.values() if m.further), None)
+    if shapes is None and several is not None:
+        chosen = {t.name: t.shape for t in several.inputs}
     if model is None:
         first = next(iter(manifests.values()))
-        network = Network("", "", first.name, first.source.get("sha256", ""), first.inputs)
+        one = first.specialisations[first.find(chosen)]
+        network = Network("", "", first.name, first.source.get("sha256", ""), one.inputs, chosen)
     else:
         from tvmsep.frontends import load_model
 
-        loaded = load_model(model)
+        loaded = load_model(model, shapes=chosen)
         network = Network(
-            model, _file_of(model, folder) if needs else "", loaded.name, loaded.source["sha256"],
+            model, _file_of(model, folder, chosen) if needs else "", loaded.name,
+            loaded.source["sha256"],
             tuple(TensorInfo(name=t.name, shape=t.shape, dtype=t.dtype) for t in loaded.inputs),
+            chosen,
         )  # fmt: skip
     for spec, manifest in manifests.items():
         theirs = manifest.source.get("sha256", "")
@@ -161,10 +180,16 @@ def find_network(specs: Sequence[Spec], model: str | None, folder: Path) -> Netw
                 f"{model} has {network.sha256[:12]}: not the same model; build it "
                 "again from this one"
             )
-        if [(t.shape, t.dtype) for t in manifest.inputs] != [
-            (t.shape, t.dtype) for t in network.inputs
+        wanted = [(t.shape, t.dtype) for t in network.inputs]
+        if wanted not in [
+            [(t.shape, t.dtype) for t in one.inputs] for one in manifest.specialisations
         ]:
-            raise InputError(f"{spec.text} takes other inputs than {specs[0].text}")
+            has = "; ".join(one.title for one in manifest.specialisations)
+            told = ", ".join(map(str, network.inputs))
+            raise InputError(
+                f"{spec.text} takes other inputs than are compared ({told}): it was built for "
+                f"{has}; choose with --shape, or build it for these"
+            )
     return network
 
 
@@ -187,15 +212,24 @@ def untuned(specs: Sequence[Spec], counts: Sequence[int]) -> list[str]:
     return found
 
 
-def told_model(words: Sequence[str]) -> str | None:
-    """The model that the first bundle among the words was made from, if it can be loaded again."""
+def told_model(words: Sequence[str], shapes: Shapes | None) -> tuple[str | None, Shapes | None]:
+    """What the first bundle among the words was made from, if it can be loaded again.
+
+    Returns:
+        The model; and which of the bundle's shapes `shapes` are (the first ones for None), as far
+        as it has several.
+    """
     from tvmsep.bundle import Package
 
     for word in words:
         if word.endswith(".tvmsep") and Path(word).is_file():
             with Package(word) as package:
-                return _told(package.manifest.source)
-    return None
+                manifest = package.manifest
+            one = manifest.specialisations[manifest.find(shapes)]
+            if manifest.further:
+                shapes = {t.name: t.shape for t in one.inputs}
+            return _told(manifest.source), shapes
+    return None, shapes
 
 
 def _told(source: dict[str, str]) -> str | None:
@@ -206,21 +240,25 @@ def _told(source: dict[str, str]) -> str | None:
     )  # fmt: skip
 
 
-def _file_of(model: str, folder: Path) -> str:
-    """The file that other engines read, written where the model has none."""
+def _file_of(model: str, folder: Path, shapes: Shapes | None) -> str:
+    """The file that other engines read, written where the model has none, or none of the shapes."""
     from tvmsep.frontends import builtin, builtin_proto, zoo
     from tvmsep.frontends.onnx_clean import fix_shapes
 
-    if Path(model).is_file():
-        return str(Path(model).resolve())
+    file = Path(model)
+    if file.is_file() and (shapes is None or file.suffix.lower() != ".onnx"):
+        return str(file.resolve())
     import onnx
 
-    if builtin.is_builtin(model):
+    if file.is_file():
+        proto = onnx.load(file)
+        fix_shapes(proto.graph, shapes or {})
+    elif builtin.is_builtin(model):
         proto = builtin_proto(model)
     else:
         entry = zoo.model(model.removeprefix("zoo:"))
         proto = entry.proto()
-        fix_shapes(proto.graph, {k: tuple(v) for k, v in (entry.shapes or {}).items()})
+        fix_shapes(proto.graph, {k: tuple(v) for k, v in (shapes or entry.shapes or {}).items()})
     path = folder / "model.onnx"
     onnx.save(proto, path)
     return str(path)
@@ -273,17 +311,20 @@ def prepare(
         case "log":
             assert spec.path is not None
             made = build(
-                network.model, out=path, target=target, threads=[threads], logs=[spec.path]
-            )
+                network.model, out=path, target=target, threads=[threads], logs=[spec.path],
+                shapes=network.shapes,
+            )  # fmt: skip
             if not made.tuned:
                 raise InputError(
                     f"log {spec.text} has no kernel of {network.name} at {threads} threads"
                 )
-        case "default":
-            build(network.model, out=path, target=target, threads=[threads], logs=())
-        case "metaschedule":
-            build(network.model, out=path, target=target, threads=[threads], logs=())
-            stock.search(network.model, path, target, threads, spec.trials)
+        case "default" | "metaschedule":
+            build(
+                network.model, out=path, target=target, threads=[threads], logs=(),
+                shapes=network.shapes,
+            )  # fmt: skip
+            if spec.kind == "metaschedule":
+                stock.search(network.model, path, target, threads, spec.trials, network.shapes)
         case "stock-tvm":
             path = out.with_suffix(".so")
             stock.compile_stock(network.file, path, target, threads)

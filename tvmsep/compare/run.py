@@ -34,6 +34,7 @@ def compare(
     tracker: tuple[str, int] | None = None,
     key: str = "",
     say: Callable[[str], None] = lambda _: None,
+    shapes: Mapping[str, Sequence[int]] | None = None,
 ) -> c.Comparison:
     """Compare whole networks.
 
@@ -49,6 +50,7 @@ def compare(
         tracker: RPC tracker that lends a board of the target; None measures on this host.
         key: the board's key at the tracker.
         say: told of every step.
+        shapes: of the inputs by name; by default the first of the first bundle that has several.
 
     Raises:
         TvmsepError: a user's mistake, an engine that is not installed or does not run, outputs
@@ -77,7 +79,7 @@ def compare(
     scratch = Scratch("tvmsep-compare-")
     with ExitStack() as stack:
         stack.callback(scratch.close)
-        network = e.find_network(specs, model, scratch.path)
+        network = e.find_network(specs, model, scratch.path, shapes)
         e.check(specs, network)
         lock = HostLock(LOCK_TIMEOUT_S)
         stack.callback(lock.close)
@@ -106,7 +108,7 @@ def compare(
             )  # fmt: skip
     warnings = [*e.untuned(specs, counts), *warnings]
     return c.Comparison(
-        subject=network.name, sha256=network.sha256, board=board, machine=c.machine(),
+        subject=network.title, sha256=network.sha256, board=board, machine=c.machine(),
         alpha=ALPHA, quantile=QUANTILE, rounds=rounds, seed=seed, largest_difference=worst,
         entrants=tuple(rows), pairs=tuple(pairs), warnings=tuple(warnings),
         claims=tuple(c.settle(claims, names, ours, pairs)),

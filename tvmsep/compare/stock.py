@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import tempfile
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from tvmsep.contracts import Config, InputError, Target, Workload
 from tvmsep.measure.worker import Worker, WorkerDied, WorkerError, WorkerTimeout
 
+Shapes = Mapping[str, Sequence[int]] | None
 COMPILE_TIMEOUT_S = 600.0
 SEARCH_TIMEOUT_S = 4 * 3600.0
 _CANDIDATE_TIMEOUT_S = 180.0
@@ -57,7 +59,9 @@ def _stock(model: str, out: Path, target: Target, threads: int) -> None:
         tvm.compile(module, spec).export_library(str(out), fcompile=link, workspace_dir=folder)
 
 
-def search(model: str, bundle: Path, target: Target, threads: int, trials: int) -> None:
+def search(
+    model: str, bundle: Path, target: Target, threads: int, trials: int, shapes: Shapes = None
+) -> None:
     """Replace a bundle's library by one with the kernels that MetaSchedule finds.
 
     Args:
@@ -66,16 +70,19 @@ def search(model: str, bundle: Path, target: Target, threads: int, trials: int) 
         target: of the bundle.
         threads: of the bundle.
         trials: of all kernels together.
+        shapes: of the model's inputs by name, where it leaves them open.
 
     Raises:
         InputError: too few trials, or TVM's search fails.
     """
     env = {"TVM_NUM_THREADS": str(threads)}
-    args = (model, bundle, target, threads, trials)
+    args = (model, bundle, target, threads, trials, shapes)
     _away(f"metaschedule:{trials}", env, SEARCH_TIMEOUT_S, _search, *args)
 
 
-def _search(model: str, bundle: Path, target: Target, threads: int, trials: int) -> None:
+def _search(
+    model: str, bundle: Path, target: Target, threads: int, trials: int, shapes: Shapes
+) -> None:
     from tvm import IRModule, s_tir
     from tvm.s_tir import meta_schedule as ms
     from tvm.target import Target as TvmTarget
@@ -86,7 +93,9 @@ def _search(model: str, bundle: Path, target: Target, threads: int, trials: int)
     from tvmsep.graph import from_relax, make_plan, normalise
     from tvmsep.schedules import TEMPLATES
 
-    plan = make_plan(normalise(from_relax(load_model(model).module)), target, threads)
+    plan = make_plan(
+        normalise(from_relax(load_model(model, shapes=shapes).module)), target, threads
+    )
     tasks = plan.tasks(target)
     if trials < len(tasks):
         raise InputError(

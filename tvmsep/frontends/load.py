@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from tvmsep.contracts import InputError, ModelError
-from tvmsep.frontends import builtin, zoo
+from tvmsep.frontends import builtin, foreign, zoo
 from tvmsep.frontends.model import Array, Imported, Reference, TensorSpec
 
 if TYPE_CHECKING:
@@ -91,13 +91,9 @@ def _from_name(name: str, shapes: Shapes | None) -> Imported:
             raise InputError(f"{path} has fixed shapes: export it again with those you want")
         from tvmsep.frontends import torch_import
 
+        if path.exists():
+            foreign.refuse(path, but_programs=True)
         return torch_import.from_pt2(path)
-    if suffix in (".pt", ".pth"):
-        raise ModelError(
-            f"{path} is a pickle, which may run code and holds no graph: save the model with "
-            "torch.export.save(torch.export.export(model, example_inputs), 'model.pt2') or "
-            "export it to ONNX"
-        )
     if suffix != ".onnx" and not path.exists():
         raise ModelError(
             f"no model file {name}, and no built-in of that name: built-ins are "
@@ -110,7 +106,14 @@ def _from_name(name: str, shapes: Shapes | None) -> Imported:
 def _from_onnx_file(path: Path, shapes: Shapes | None) -> Imported:
     from tvmsep.frontends.onnx_clean import read_proto
 
-    proto = read_proto(path)
+    foreign.refuse(path)
+    try:
+        proto = read_proto(path)
+    except ModelError:
+        foreign.refuse(path, by_name=True)
+        raise
+    if not proto.graph.node:
+        foreign.refuse(path, by_name=True)
     digest = hashlib.sha256(path.read_bytes()).hexdigest()
     source = {"kind": "onnx", "path": str(path), "sha256": digest}
     return _import_proto(proto, path.stem, source, shapes, str(path))

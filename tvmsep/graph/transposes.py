@@ -21,7 +21,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 from tvmsep.graph.interpret import attributes
-from tvmsep.graph.ir import Graph, Node
+from tvmsep.graph.ir import VIEWS, Graph, Node
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -75,6 +75,21 @@ def _transpose(name: str, source: str, shape: tuple[int, ...], dtype: str, axes:
     call = relax.op.permute_dims(_variable(shape, dtype), list(axes))
     attrs: dict[str, Any] = {"axes": list(axes)}
     return Node(name, "permute_dims", [source], _permuted(shape, axes), dtype, attrs, [], call)
+
+
+def _moveless(shape: tuple[int, ...], axes: Axes) -> bool:
+    """Whether a transpose leaves everything where it is: only axes of one element change places."""
+    real = [a for a in axes if shape[a] != 1]
+    return real == sorted(real)
+
+
+def _reshaped(
+    name: str, source: str, graph: Graph, shape: tuple[int, ...], dtype: str = "float32"
+) -> Node:
+    from tvm import relax
+
+    call = relax.op.reshape(_variable(graph.shape(source), dtype), shape)
+    return Node(name, "reshape", [source], shape, dtype, {"args": [list(shape)]}, [], call)
 
 
 def _hoist(graph: Graph) -> None:
@@ -183,6 +198,8 @@ class _Sink:
     def _through(self, node: Node) -> bool:
         """Move the transposes in front of a node behind it, if they are all alike."""
         varying = [i for i in node.inputs if i not in self.graph.constants]
+        if node.op in _BINARY:
+            varying = self._alike(node, varying)
         sources = [self.behind.get(i) for i in varying]
         if not sources or sources[0] is None or any(s is None for s in sources):
             return False
@@ -207,6 +224,33 @@ class _Sink:
             return True
         return self._with_axis(node, [s[0] for s in sources if s], axes)
 
+    def _alike(self, node: Node, varying: list[str]) -> list[str]:
+        """Where some inputs are transposed and the others need not move for it, all transposed.
+
+        Such as a squeeze-and-excite block's vector, made `[n, 1, 1, c]` for an image in NHWC.
+        """
+        moved = {self.behind[i][1] for i in varying if i in self.behind}
+        if len(moved) != 1 or all(i in self.behind for i in varying):
+            return varying
+        axes = moved.pop()
+        still = [i for i in varying if i not in self.behind]
+        shapes = [self.graph.shape(i) for i in still]
+        if not all(len(s) == len(axes) and _moveless(s, _inverse(axes)) for s in shapes):
+            return varying
+        for value, shape in zip(still, shapes, strict=True):
+            name = f"{value}.{''.join(map(str, axes))}"
+            if name not in self.nodes:
+                maker = self.nodes.get(value)
+                source = maker.inputs[0] if maker is not None and maker.op in VIEWS else value
+                self.nodes[name] = _reshaped(
+                    name, source, self.graph, _permuted(shape, _inverse(axes))
+                )
+            view = _transpose(f"{name}.back", name, self.nodes[name].shape, "float32", axes)
+            self.nodes.setdefault(view.name, view)
+            self.behind[view.name] = (name, axes)
+            node.inputs = [view.name if i == value else i for i in node.inputs]
+        return [i for i in node.inputs if i not in self.graph.constants]
+
     def _original(self, value: str, axes: Axes) -> str:
         """A binary operator's input in the other order; constants are rearranged."""
         if value in self.behind:
@@ -221,15 +265,9 @@ class _Sink:
 
     def _reshape(self, node: Node, source: str, axes: Axes) -> bool:
         """In front of a reshape, a transpose of axes of one element moves nothing."""
-        from tvm import relax
-
-        shape = self.graph.shape(source)
-        real = [a for a in axes if shape[a] != 1]
-        if real != sorted(real):
+        if not _moveless(self.graph.shape(source), axes):
             return False
-        node.op, node.inputs, node.attrs = "reshape", [source], {"args": [list(node.shape)]}
-        node.call = relax.op.reshape(_variable(shape, node.dtype), node.shape)
-        self.nodes[node.name] = node
+        self.nodes[node.name] = _reshaped(node.name, source, self.graph, node.shape, node.dtype)
         return True
 
     def _with_axis(self, node: Node, sources: list[str], axes: Axes) -> bool:

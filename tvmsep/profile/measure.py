@@ -73,6 +73,8 @@ class Profile(msgspec.Struct, frozen=True, kw_only=True):
 
     model: str
     target: str
+    shapes: str = ""
+    """The inputs, where the bundle has the network for several shapes."""
     board: str
     cpu: str
     threads: int
@@ -106,6 +108,7 @@ def profile_module(
     threads: int,
     outputs: int,
     whole: Path | None = None,
+    shapes: str = "",
 ) -> Profile:
     """Time a network's layers and the whole of it.
 
@@ -117,6 +120,7 @@ def profile_module(
         threads: how many it runs on.
         outputs: how many it has.
         whole: the compiled network as it ships; None to compile it here.
+        shapes: which of a bundle's, for people.
 
     Raises:
         BoardError: it cannot be compiled for the board, or run there.
@@ -133,9 +137,9 @@ def profile_module(
     if isinstance(libraries, Failed):
         times = libraries
     else:
-        shapes = [full.shape, ends.shape]
+        stamps = [full.shape, ends.shape]
         job = NetworkJob(
-            libraries[:2], whole or libraries[2], list(arguments), shapes, outputs, threads
+            libraries[:2], whole or libraries[2], list(arguments), stamps, outputs, threads
         )
         times = farm.time_networks(job, ROUNDS)
     if isinstance(times, Failed):
@@ -160,6 +164,7 @@ def profile_module(
     return Profile(
         model=name,
         target=farm.target.name,
+        shapes=shapes,
         board=times.board,
         cpu=farm.board.cpu,
         threads=threads,
@@ -227,20 +232,26 @@ def gap(
 
 
 def profile_bundle(
-    path: Path, threads: int | None = None, *, tracker: tuple[str, int] | None = None, key: str = ""
+    path: Path,
+    threads: int | None = None,
+    *,
+    shapes: Mapping[str, Sequence[int]] | None = None,
+    tracker: tuple[str, int] | None = None,
+    key: str = "",
 ) -> Profile:
     """Profile a bundle as it is: its own library is the whole, its Relax text gives the layers.
 
     Args:
         path: the bundle.
         threads: which of its variants; by default the most that the host or the target has.
+        shapes: of the inputs by name; by default the bundle's first.
         tracker: RPC tracker that lends boards of the bundle's target; None measures here.
         key: the boards' key there.
 
     Raises:
         BundleError: damaged, not for this host, made by another TVM, or made before bundles said
             what their kernels are.
-        InputError: it has no variant for so many threads.
+        InputError: it has no variant for so many threads, or for the shapes.
         BoardError: the board cannot be reached, or does not run it.
     """
     import tempfile
@@ -251,12 +262,14 @@ def profile_bundle(
             package.check_host()
         else:
             package.check_runtime()
-        variant = _variant(package, threads)
+        which = manifest.find(shapes)
+        one = manifest.specialisations[which]
+        variant = _variant(package, threads, which)
         text = package.read(variant.relax).decode()
-        weights = list(package.weights().values())
+        weights = list(package.weights(which).values())
         library = package.read(variant.library)
     module = parse_relax(text, path)
-    inputs = random_inputs([(t.shape, t.dtype) for t in manifest.inputs], seed=0)
+    inputs = random_inputs([(t.shape, t.dtype) for t in one.inputs], seed=0)
     with (
         tempfile.TemporaryDirectory(prefix="tvmsep-profile-") as folder,
         Farm(manifest.target, tracker=tracker, key=key) as farm,
@@ -265,13 +278,13 @@ def profile_bundle(
         whole.write_bytes(library)
         return profile_module(
             farm, module, [*inputs, *weights], name=manifest.name, threads=variant.threads,
-            outputs=len(manifest.outputs), whole=whole,
+            outputs=len(one.outputs), whole=whole, shapes=manifest.shape_note(which),
         )  # fmt: skip
 
 
-def _variant(package: Package, threads: int | None) -> Variant:
+def _variant(package: Package, threads: int | None, which: int) -> Variant:
     manifest = package.manifest
-    variant = package.pick(threads, manifest.target.cores)
+    variant = package.pick(threads, manifest.target.cores, which)
     if threads is not None and variant.threads != threads:
         has = ", ".join(str(v.threads) for v in manifest.variants)
         raise InputError(
