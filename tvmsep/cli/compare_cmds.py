@@ -128,12 +128,12 @@ def compare(
 
 def _check_page(path: Path, inputs: Sequence[str]) -> None:
     from tvmsep.bundle.archive import check_replaceable
-    from tvmsep.report import require_page
+    from tvmsep.report.html import check_extra
 
     check_replaceable(path, *inputs)
     if path.is_dir() or not path.absolute().parent.is_dir():
         raise InputError(f"--html {path}: give a file in a folder that is there")
-    require_page()
+    check_extra()
 
 
 def _command() -> str:

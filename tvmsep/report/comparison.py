@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib.util
 import json
 from importlib import resources
 from typing import Any
@@ -10,21 +9,6 @@ from typing import Any
 import msgspec
 
 from tvmsep.compare import Comparison, PairRow
-from tvmsep.contracts import InputError
-
-_NEEDS = ("jinja2", "plotly")
-
-
-def require_page() -> None:
-    """See that what makes pages is installed.
-
-    Raises:
-        InputError: it is not; says what to install.
-    """
-    for package in _NEEDS:
-        if importlib.util.find_spec(package) is None:
-            raise InputError(f"--html needs the package {package}: pip install 'tvmsep[report]'")
-
 
 def comparison_page(found: Comparison, command: str) -> str:
     """The page.
@@ -36,7 +20,9 @@ def comparison_page(found: Comparison, command: str) -> str:
     Raises:
         InputError: a package is missing.
     """
-    require_page()
+    from tvmsep.report.html import check_extra, plotly
+
+    check_extra()
     import jinja2
 
     home = resources.files("tvmsep.report")
@@ -45,7 +31,6 @@ def comparison_page(found: Comparison, command: str) -> str:
     )
     environment.filters |= {"ms": lambda s: f"{1e3 * s:#.4g}", "verdict": _words}
     template = environment.from_string((home / "templates" / "comparison.html").read_text("utf-8"))
-    library = resources.files("plotly").joinpath("package_data", "plotly.min.js")
     first = found.entrants[0].name
     page: str = template.render(
         c=found,
@@ -54,7 +39,7 @@ def comparison_page(found: Comparison, command: str) -> str:
         headlines=[p for p in found.pairs if p.a == first],
         plots=_script({"ratios": _ratios(found.pairs), "rounds": _rounds(found)}),
         json=_script(msgspec.to_builtins(found)),
-        plotly=library.read_text("utf-8"),
+        plotly=plotly()[0],
     )
     return page
 
