@@ -19,8 +19,8 @@ if TYPE_CHECKING:
     from tvmsep.bundle import TensorInfo
 
 Kind = Literal["bundle", "log", "default", "stock-tvm", "metaschedule", "engine"]
-OURS_KINDS: frozenset[Kind] = frozenset({"bundle", "log", "default", "metaschedule"})
-"""What is compiled here, and can be measured on a board."""
+BOARD_KINDS: frozenset[Kind] = frozenset({"bundle", "log", "default"})
+"""What can be measured on a board: engines are not there, and MetaSchedule searches here."""
 Build = Callable[..., Any]
 """`tvmsep.build`."""
 

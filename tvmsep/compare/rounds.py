@@ -11,7 +11,8 @@ from dataclasses import dataclass
 from tvmsep.compare.engines import Array, Job
 from tvmsep.compare.seat import Seat
 from tvmsep.compare.stats import figure
-from tvmsep.compare.watch import Load, Watch
+from tvmsep.compare.watch import Watch
+from tvmsep.measure.load import Load
 from tvmsep.measure.lock import HostLock
 
 ROUNDS = 16

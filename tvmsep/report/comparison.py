@@ -10,6 +10,7 @@ import msgspec
 
 from tvmsep.compare import Comparison, PairRow
 
+
 def comparison_page(found: Comparison, command: str) -> str:
     """The page.
 
