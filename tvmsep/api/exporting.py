@@ -6,6 +6,7 @@ import os
 from pathlib import Path
 
 from tvmsep.contracts import InputError
+from tvmsep.contracts.words import counted
 
 
 def export_object(
@@ -45,8 +46,8 @@ def export_object(
         manifest = package.manifest
         variant = package.pick(threads, max(v.threads for v in manifest.variants))
         if threads is not None and variant.threads != threads:
-            has = ", ".join(str(v.threads) for v in manifest.variants)
-            raise InputError(f"{path} has variants for {has} threads, none for {threads}")
+            has = counted("thread", *(v.threads for v in manifest.variants))
+            raise InputError(f"{path} has variants for {has}, none for {threads}")
         text = package.read(variant.relax).decode()
         data = {
             f"{name}_manifest.json": package.read(MANIFEST),

@@ -16,6 +16,7 @@ from tvmsep.compare.engines import Array
 from tvmsep.compare.rounds import Entrant, Round
 from tvmsep.compare.seat import Seat
 from tvmsep.contracts import InputError
+from tvmsep.contracts.words import counted
 
 if TYPE_CHECKING:
     from tvmsep.measure import Board
@@ -193,7 +194,7 @@ def judge(
     return (
         rows,
         pairs,
-        [f"{threads} threads: {w}" if threads > 1 else f"1 thread: {w}" for w in found],
+        [f"{counted('thread', threads)}: {w}" for w in found],
     )
 
 

@@ -14,6 +14,7 @@ import numpy as np
 from tvmsep.compare.engines import ENGINES, OURS, Engine, Job, own_engine, require
 from tvmsep.compare.rounds import Entrant
 from tvmsep.contracts import InputError, Target
+from tvmsep.contracts.words import counted
 
 if TYPE_CHECKING:
     from tvmsep.bundle import TensorInfo
@@ -181,7 +182,7 @@ def untuned(specs: Sequence[Spec], counts: Sequence[int]) -> list[str]:
             have = [v.threads for v in package.manifest.variants]
         if odd := [n for n in counts if n not in have]:
             found.append(
-                f"{spec.name} was built for {', '.join(map(str, have))} threads, not for "
+                f"{spec.name} was built for {counted('thread', *have)}, not for "
                 f"{', '.join(map(str, odd))}"
             )
     return found
@@ -277,7 +278,8 @@ def prepare(
             )
             if not made.tuned:
                 raise InputError(
-                    f"log {spec.text} has no kernel of {network.name} at {threads} threads"
+                    f"log {spec.text} has no kernel of {network.name} at "
+                    f"{counted('thread', threads)}"
                 )
         case "default":
             build(network.model, out=path, target=target, threads=[threads], logs=())

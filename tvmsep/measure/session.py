@@ -22,6 +22,7 @@ from tvmsep.codegen import example_inputs, reference, relative_error
 from tvmsep.codegen.reference import Array, unblock
 from tvmsep.compiler import stamps_dtype
 from tvmsep.contracts import BoardError, Target, Task
+from tvmsep.contracts.words import counted
 from tvmsep.measure import bandwidth, harness, host, load, peak
 from tvmsep.measure.bandwidth import Bandwidth
 from tvmsep.measure.load import Load
@@ -122,7 +123,7 @@ class Session:
     def reading(self) -> dict[str, Any] | None:
         """The board's counters, see `load.reading`; None where its server is not ours."""
         read = self._ours(load.FUNCTION)
-        return json.loads(read()) if read else None  # type: ignore[no-any-return]
+        return json.loads(read()) if read else None
 
     def _ours(self, name: str) -> Any:
         """A function that only our own server has, else None."""
@@ -142,7 +143,7 @@ class Session:
             have = int(self._remote.get_function("runtime.NumThreads")())
         if have != threads:
             raise BoardError(
-                f"the board runs {have} threads where {threads} were asked for: "
+                f"the board runs {counted('thread', have)} where {threads} were asked for: "
                 f"start its RPC server with TVM_NUM_THREADS={threads} or more"
             )
         self._threads = threads
