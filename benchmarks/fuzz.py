@@ -20,11 +20,13 @@ from collections import Counter
 from pathlib import Path
 
 from harness.fuzzing import LIMIT_S, Seeds, attempt, mutate, mutate_member, warm
+from harness.onnx_mutation import mutate_onnx
 
 from tvmsep.measure.worker import Worker, WorkerDied, WorkerError, WorkerTimeout
 
 ROOT = Path(__file__).parents[1]
 MODEL = "mobilenet_v3_small:width=0.25,resolution=32,classes=4"
+SIDE = 32
 
 
 def seeds(folder: Path) -> list[Seeds]:
@@ -33,7 +35,12 @@ def seeds(folder: Path) -> list[Seeds]:
     from tvmsep.frontends import builtin_proto
 
     relay = ROOT / "tests" / "data" / "relay"
-    found: list[Seeds] = [{"x.onnx": builtin_proto(MODEL).SerializeToString(deterministic=True)}]
+    sys.path.append(str(ROOT / "tests"))
+    from family_kit import NETWORKS
+
+    protos = [builtin_proto(MODEL), *(make(SIDE) for make in NETWORKS.values())]
+    onnx_files = [p.SerializeToString(deterministic=True) for p in protos]
+    found: list[Seeds] = [{"x.onnx": data} for data in onnx_files]
     found.append({"x.relay": (relay / "nhwc_let_33.relay").read_bytes()})
     both = {s: (relay / f"mini_v3_48.{s}").read_bytes() for s in ("relay", "params")}
     found.append({f"x.{s}": data for s, data in both.items()})
@@ -52,7 +59,9 @@ def case(kinds: list[Seeds], folder: Path, seed: int, n: int) -> Path:
     rng = random.Random(f"{seed}/{n}")
     files = dict(kinds[n % len(kinds)])
     victim = rng.choice(list(files))
-    if victim == "x.tvmsep" and rng.random() < 0.6:
+    if victim == "x.onnx" and rng.random() < 0.8:
+        files[victim] = mutate_onnx(files[victim], rng)
+    elif victim == "x.tvmsep" and rng.random() < 0.6:
         files[victim] = mutate_member(folder.parent / "seed.tvmsep", rng)
     else:
         files[victim] = mutate(files[victim], rng)

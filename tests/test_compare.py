@@ -17,6 +17,7 @@ import pytest
 from test_cli import refused, tvmsep
 
 from tvmsep import api
+from tvmsep.cli.compare_cmds import words
 from tvmsep.codegen.assembly import hot_loop
 from tvmsep.compare import comparison as c
 from tvmsep.compare import entrants, kernels
@@ -25,6 +26,7 @@ from tvmsep.compare.engines import OURS, Engine, Job, require
 from tvmsep.compare.rounds import Entrant, play
 from tvmsep.compare.seat import Seat
 from tvmsep.contracts import InputError
+from tvmsep.contracts.words import counted
 
 MODEL = "mobilenet_v1:width=0.25,resolution=32"
 TASK = "dense 1x1 256>1000"
@@ -159,6 +161,27 @@ def test_rounds_time_everyone_equally_often(folder: Path) -> None:
         assert all(len(one.calls_s[i]) == len(played[0].calls_s[i]) for i in range(2))
 
 
+SLOW = """
+import time
+class Slow:
+    version = "0"
+    def __init__(self, job):
+        pass
+    def __call__(self, arrays):
+        time.sleep(0.05)
+        return arrays
+"""
+
+
+def test_a_slow_entrant_takes_fewer_turns(folder: Path) -> None:
+    (folder / "slow.py").write_text(SLOW)
+    job = Job(str(folder / "a.tvmsep"), 1)
+    both = [Entrant("a", OURS.adapter, job, True), Entrant("b", f"{folder}/slow.py:Slow", job)]
+    (one,), _ = play(both, [np.zeros((1, 3, 32, 32), np.float32)], rounds=1, blocks=14)
+    assert 4 <= len(one.calls_s[1]) <= 8  # one call a turn
+    assert len(one.calls_s[0]) > 14
+
+
 WRONG = """
 class Wrong:
     version = "0"
@@ -212,9 +235,18 @@ def test_refused(folder: Path) -> None:
     refused("compare", "a.tvmsep", "default", "--key", "x", cwd=folder, says=["--rpc"])
     refused("compare", "a.tvmsep", "default", "--html", "no/page.html", cwd=folder, says=["--html"])
     refused(
-        "compare", "a.tvmsep", "default", "--threads", "999", cwd=folder, says=["threads [999]"]
-    )
+        "compare", "a.tvmsep", "default", "--threads", "1,999", cwd=folder,
+        says=["--threads 999: give 1 to"],
+    )  # fmt: skip
     refused("diff", "default", "default", cwd=folder, says=["--task or --layer"])
+
+
+def test_numbers_have_their_nouns(folder: Path) -> None:
+    assert counted("thread", 1) == "1 thread" and counted("thread", 1, 2) == "1, 2 threads"
+    one, nine = (words(pair(verdict="cant_tell", more_rounds=n)) for n in (1, 9))
+    assert one == "can't tell; 1 more round might" and nine == "can't tell; 9 more rounds might"
+    shown = tvmsep("bench", "a.tvmsep", "--threads", "1", "--runs", "4", cwd=folder).stdout
+    assert "unknown" not in shown and "`tvmsep profile a.tvmsep` measures it" in shown
 
 
 # One kernel

@@ -10,7 +10,8 @@ from hypothesis import strategies as st
 from scipy.stats import binomtest
 
 from tvmsep.compare import stats
-from tvmsep.compare.watch import Load, warnings
+from tvmsep.compare.watch import warnings
+from tvmsep.measure.load import Load
 
 Logs = st.lists(st.floats(-0.5, 0.5), min_size=1, max_size=24, unique=True)
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import math
 import re
@@ -233,6 +234,14 @@ def test_a_missing_package_names_its_extra(monkeypatch: pytest.MonkeyPatch) -> N
     monkeypatch.setattr(html, "find_spec", lambda name: None)
     with pytest.raises(InputError, match=r"tvmsep\[report\]"):
         html.check_extra()
+
+
+def test_the_library_in_the_pages_is_the_published_one() -> None:
+    folder = html.TEMPLATES.parent / "plotly"
+    digest = hashlib.sha256((folder / "plotly-cartesian.min.js").read_bytes()).hexdigest()
+    said = (folder / "README.md").read_text()
+    assert digest in said and html.plotly()[1] in said
+    assert "Plotly Technologies" in (folder / "LICENSE").read_text()
 
 
 def test_peers_of_a_benchmark(tmp_path: Path) -> None:

@@ -145,7 +145,7 @@ CONTRAST = """() => {
 
 
 def test_ten_thousand_trials_open_and_stay_text(browser: Browser, failing: Path) -> None:
-    assert failing.stat().st_size < 3_500_000
+    assert failing.stat().st_size < 1_500_000
     with Opened(browser, failing.as_uri()) as opened:
         page = opened.page
         assert page.locator("#failures-plot .main-svg").count() > 0

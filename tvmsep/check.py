@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from tvmsep.contracts import InputError, ModelError, Target, TvmsepError
+from tvmsep.contracts.words import counted
 
 if TYPE_CHECKING:
     from tvmsep.bundle import Manifest
@@ -69,7 +70,8 @@ def cannot_run_here(target: Target, counts: Iterable[int]) -> str | None:
 
     why = misfit(target)
     if why is None and max(counts) > host_cores():
-        why = f"it is for {max(counts)} threads, this host has {host_cores()} cores"
+        here = counted("core", host_cores())
+        why = f"it is for {counted('thread', max(counts))}, this host has {here}"
     return why
 
 

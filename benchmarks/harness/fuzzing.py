@@ -8,12 +8,20 @@ import resource
 import struct
 from collections.abc import Callable
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from tvmsep.contracts import TvmsepError
+
+if TYPE_CHECKING:
+    from tvmsep.frontends import Imported
 
 MEMORY_BYTES = 2 << 30
 """Address space that a file may take beyond what the libraries have."""
 LIMIT_S = 60.0
+TOLERANCE = 1e-3
+"""Of the largest output: damaged weights may well cancel each other."""
+FAR = 1e30
+"""Values that float32 may not hold on the way."""
 _EDGES = (0, 1, -1, 0x7F, 0x80, 0xFF, 0x7FFF, 0xFFFF, 0x7FFFFFFF, 0x80000000, 0xFFFFFFFF)
 _SIGNS = "()[]{}<>,.;:=%@#\"'\\/*-+_ \n\t0123456789eEfinaNTrueé\0"
 
@@ -79,11 +87,39 @@ def mutate_member(bundle: Path, rng: random.Random) -> bytes:
 
 
 def open_model(path: Path) -> None:
-    """As `inspect` does."""
+    """As `inspect` does; what is accepted must compute what onnxruntime makes of the file."""
     from tvmsep import api
 
     params = path.with_suffix(".params")
-    api.prepare(path, target="x86-avx2", threads=1, params=params if params.is_file() else None)
+    prepared = api.prepare(
+        path, target="x86-avx2", threads=1, params=params if params.is_file() else None
+    )
+    if path.suffix == ".onnx":
+        _check_numbers(prepared.imported)
+
+
+def _check_numbers(imported: Imported) -> None:
+    """Raises AssertionError if the import, in float64, is not what onnxruntime computes."""
+    import numpy as np
+
+    from tvmsep.graph import evaluate, from_relax
+
+    rng = np.random.default_rng(0)
+    inputs = [rng.standard_normal(i.shape).astype(i.dtype) for i in imported.inputs]
+    assert imported.reference is not None
+    graph = from_relax(imported.module)
+    try:
+        theirs = imported.reference(inputs)
+        ours = evaluate(graph, dict(zip(graph.inputs, inputs, strict=True)))
+    except TvmsepError:
+        return  # onnxruntime refuses what could be read, or an operator has no NumPy form
+    for a, b in zip(ours, theirs, strict=True):
+        if a.shape != b.shape:
+            raise AssertionError(f"an output of {a.shape}, onnxruntime's has {b.shape}")
+        finite = np.isfinite(a) & np.isfinite(b) & (np.abs(a) < FAR)
+        scale = np.abs(b[finite]).max(initial=1.0)
+        if np.abs(a[finite] - b[finite]).max(initial=0.0) > TOLERANCE * scale:
+            raise AssertionError("an output is not onnxruntime's")
 
 
 def open_bundle(path: Path) -> None:
@@ -133,6 +169,7 @@ def _one_line(error: TvmsepError) -> None:
 def warm() -> None:
     """Import what reading takes, then limit the memory of this process."""
     import onnx  # noqa: F401
+    import onnxruntime  # noqa: F401
 
     import tvmsep.frontends.onnx_import  # noqa: F401
 

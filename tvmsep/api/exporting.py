@@ -7,6 +7,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from tvmsep.contracts import InputError
+from tvmsep.contracts.words import counted
 
 
 def export_object(
@@ -51,8 +52,8 @@ def export_object(
         manifest = package.manifest.led_by(which)
         variant = package.pick(threads, max(v.threads for v in manifest.variants), which)
         if threads is not None and variant.threads != threads:
-            has = ", ".join(str(v.threads) for v in manifest.variants)
-            raise InputError(f"{path} has variants for {has} threads, none for {threads}")
+            has = counted("thread", *(v.threads for v in manifest.variants))
+            raise InputError(f"{path} has variants for {has}, none for {threads}")
         text = package.read(variant.relax).decode()
         data = {
             f"{name}_manifest.json": manifest.to_json() if which else package.read(MANIFEST),

@@ -35,6 +35,7 @@ from tvmsep.boards.facts import Facts, misfit, parse, version_mismatch
 from tvmsep.boards.ssh import CommandFailed, Ssh
 from tvmsep.boards.supervise import START_TIMEOUT_S as SUPERVISED_S
 from tvmsep.contracts import BoardError, InputError, Target
+from tvmsep.contracts.words import counted
 
 MIN_PYTHON = (3, 11)
 MIN_GLIBC = (2, 28)
@@ -230,7 +231,7 @@ def install(
     if seen == stamp:
         say("this tvmsep is installed there already")
         return made
-    say(f"copying {len(files)} wheel(s)")
+    say(f"copying {counted('wheel', len(files))}")
     ssh.run(
         f"set -e; rm -rf {q(folder)}/wheels {q(folder)}/{_INSTALLED}; mkdir {q(folder)}/wheels; "
         f"tar -xf - -C {q(folder)}/wheels",
@@ -291,7 +292,7 @@ def deploy(ssh: Ssh, asked: Asked, say: Callable[[str], None]) -> dict[str, Any]
     """
     python, facts = look(ssh, asked.python, asked.folder)
     say(
-        f"{ssh.destination}: {facts.cpu}, {facts.machine}, {facts.cores} core(s), "
+        f"{ssh.destination}: {facts.cpu}, {facts.machine}, {counted('core', facts.cores)}, "
         f"{facts.memory_bytes / 2**30:.1f} GiB, {facts.libc}, Python {facts.python}, "
         f"{facts.disk_free_bytes / 1e9:.1f} GB free"
     )

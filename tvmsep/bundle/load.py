@@ -18,6 +18,7 @@ from tvmsep.bundle.package import Package
 from tvmsep.bundle.runtime import Network, Networks, Program, allowed_cpus
 from tvmsep.bundle.weights import empty_aligned
 from tvmsep.contracts import BundleError, InputError
+from tvmsep.contracts.words import counted
 
 Array = NDArray[Any]
 
@@ -94,9 +95,9 @@ class Bundle:
             ]
             package.check_members()
         if count != variant.threads:
-            tuned = ", ".join(str(v.threads) for v in manifest.variants)
+            tuned = counted("thread", *(v.threads for v in manifest.variants))
             warnings.warn(
-                f"{path} was tuned for {tuned} threads and runs on {count}: expect it to be "
+                f"{path} was tuned for {tuned} and runs on {count}: expect it to be "
                 f"slower than tvmsep tune MODEL --threads {count} would make it",
                 stacklevel=2,
             )
@@ -266,7 +267,7 @@ class Bundle:
 
     def __repr__(self) -> str:
         state = "" if self._finalizer.alive else ", closed"
-        return f"<Bundle {self.manifest.name}, {self.threads} threads{state}>"
+        return f"<Bundle {self.manifest.name}, {counted('thread', self.threads)}{state}>"
 
 
 def _array(array: Any, wanted: TensorInfo) -> Array:

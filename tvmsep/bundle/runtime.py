@@ -35,6 +35,7 @@ from typing import Any, TypeVar
 
 from tvmsep.bundle.elf import elf_fault
 from tvmsep.contracts import BundleError
+from tvmsep.contracts.words import counted
 
 T = TypeVar("T")
 
@@ -172,7 +173,7 @@ class Network:
         try:
             set_threads(threads)
         except RuntimeError as error:
-            raise BundleError(f"{threads} threads cannot be had: {error}") from error
+            raise BundleError(f"{counted('thread', threads)} cannot be had: {error}") from error
         # The library must not be unloaded under its threads, however this object ends.
         self._end = weakref.finalize(self, _end_threads, set_threads, os.getpid())
 

@@ -17,6 +17,7 @@ from tvmsep.bundle.manifest import MANIFEST
 from tvmsep.bundle.package import Package
 from tvmsep.bundle.runtime import allowed_cpus
 from tvmsep.contracts import InputError
+from tvmsep.contracts.words import counted
 
 Format = Literal["so", "tar", "dir", "header"]
 
@@ -60,8 +61,8 @@ def export(
         if format == "so":
             variant = package.pick(threads, len(allowed_cpus()), which)
             if threads is not None and variant.threads != threads:
-                has = ", ".join(str(v.threads) for v in package.manifest.variants)
-                raise InputError(f"{path} has libraries for {has} threads, none for {threads}")
+                has = counted("thread", *(v.threads for v in package.manifest.variants))
+                raise InputError(f"{path} has libraries for {has}, none for {threads}")
             library = package.read(variant.library)
             write_file(out, lambda file: file.write(library))
             return [variant.library]

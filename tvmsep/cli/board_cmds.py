@@ -12,6 +12,7 @@ import typer
 
 from tvmsep.cli.options import AsJson
 from tvmsep.contracts import BoardError, InputError
+from tvmsep.contracts.words import counted
 
 LOOPBACK = "127.0.0.1"
 DEFAULT_TRACKER = "127.0.0.1:9190"
@@ -236,7 +237,7 @@ def doctor(
             if f.advice:
                 print(f"{'':<19}-> {f.advice}")
         warned = sum(f.level == "warn" for f in found)
-        worse = f", {warned} thing(s) could be better" if warned else ""
+        worse = f", {counted('thing', warned)} could be better" if warned else ""
         print("cannot be tuned" if bad else f"can be tuned{worse}")
     if bad:
         raise typer.Exit(1)
@@ -295,7 +296,8 @@ def boards(
         if b.why:
             print(f"{b.key} {b.address} is quarantined: {b.why}")
     for name, count in sorted(waiting.items()):
-        print(f"{count} client(s) wait for a board {name}")
+        wait = "waits" if count == 1 else "wait"
+        print(f"{counted('client', count)} {wait} for a board {name}")
     if bad:
         print()
         print_table(

@@ -5,6 +5,8 @@ from __future__ import annotations
 import json
 from typing import TYPE_CHECKING
 
+from tvmsep.contracts.words import counted
+
 if TYPE_CHECKING:
     from tvmsep.api import Report
     from tvmsep.bundle import Variant
@@ -69,7 +71,7 @@ def _print_variant(v: Variant, state: TuneState | None) -> None:
             f", kernels sum to {kernels * 1e3:.2f} ms, the network takes {whole * 1e3:.2f} ms"
             f" ({100 * apart:+.0f}%)"
         )
-    print(f"{v.threads} thread(s): peak RAM {v.peak_ram_bytes / 1e6:.1f} MB{estimate}")
+    print(f"{counted('thread', v.threads)}: peak RAM {v.peak_ram_bytes / 1e6:.1f} MB{estimate}")
     if abs(apart) > QUIET and apart_s > STEPS_S:
         print(
             f"  more than {100 * QUIET:.0f}% apart: the machine was not quiet; run this again "

@@ -15,6 +15,7 @@ from tvmsep.cli import options
 from tvmsep.cli.export_cmd import export
 from tvmsep.cli.options import BundlePath
 from tvmsep.contracts import InputError
+from tvmsep.contracts.words import counted
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
@@ -179,11 +180,16 @@ def bench(
         f"{manifest.name} for {manifest.target.name}: {runs} runs each, seeded noise as input; "
         f"this process peaked at {_megabytes(_peak_rss_bytes())}"
     )
+    if any(r.gflops is not None and r.peak_share is None for r in results):
+        print(
+            "of peak: the FMA peak was not measured when this bundle was made, as `tune` does; "
+            f"`tvmsep profile {bundle}` measures it"
+        )
     for result in results:
         if result.spread > 0.1:
             print(
-                f"note: at {result.threads} threads the middle half of the runs lies within "
-                f"{result.spread:.0%} of the median: stop other programs, or raise --runs"
+                f"note: at {counted('thread', result.threads)} the middle half of the runs lies "
+                f"within {result.spread:.0%} of the median: stop other programs, or raise --runs"
             )
 
 
@@ -236,7 +242,8 @@ def _variant_line(variant: Any) -> str:
     estimate = (
         "" if variant.estimate_s is None else f", tasks sum to {variant.estimate_s * 1e3:.2f} ms"
     )
-    return f"{variant.threads} threads, {_megabytes(variant.peak_ram_bytes)} RAM{estimate}"
+    ram = _megabytes(variant.peak_ram_bytes)
+    return f"{counted('thread', variant.threads)}, {ram} RAM{estimate}"
 
 
 def _bench_row(result: BenchResult, ram: int) -> list[str]:
@@ -246,8 +253,8 @@ def _bench_row(result: BenchResult, ram: int) -> list[str]:
         f"{result.median_s * 1e3:.3f}",
         f"{result.q1_s * 1e3:.3f} to {result.q3_s * 1e3:.3f}",
         f"{result.spread:.1%}",
-        "unknown" if result.gflops is None else f"{result.gflops:.1f}",
-        "unknown" if result.peak_share is None else f"{result.peak_share:.1%}",
+        "" if result.gflops is None else f"{result.gflops:.1f}",
+        "" if result.peak_share is None else f"{result.peak_share:.1%}",
         _megabytes(ram),
     ]
 

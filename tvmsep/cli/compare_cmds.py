@@ -14,6 +14,7 @@ import typer
 from tvmsep.cli import options
 from tvmsep.cli.options import AsJson, BundleShape, TargetName, Threads
 from tvmsep.contracts import InputError
+from tvmsep.contracts.words import counted
 
 if TYPE_CHECKING:
     from tvmsep.compare import Comparison, PairRow
@@ -131,12 +132,12 @@ def compare(
 
 def _check_page(path: Path, inputs: Sequence[str]) -> None:
     from tvmsep.bundle.archive import check_replaceable
-    from tvmsep.report import require_page
+    from tvmsep.report.html import check_extra
 
     check_replaceable(path, *inputs)
     if path.is_dir() or not path.absolute().parent.is_dir():
         raise InputError(f"--html {path}: give a file in a folder that is there")
-    require_page()
+    check_extra()
 
 
 def _command() -> str:
@@ -151,7 +152,7 @@ def words(pair: PairRow) -> str:
         return f"{pair.a} is {pair.verdict}"
     if pair.more_rounds is None:
         return "can't tell"
-    return f"can't tell; {pair.more_rounds} more rounds might"
+    return f"can't tell; {counted('more round', pair.more_rounds)} might"
 
 
 def _ms(seconds: float) -> str:
@@ -265,7 +266,7 @@ def diff(
     if as_json:
         print(json.dumps(msgspec.to_builtins(found)))
         return
-    print(f"{found.task}, {found.threads} thread(s), target {found.target}")
+    print(f"{found.task}, {counted('thread', found.threads)}, target {found.target}")
     print_sides(f"A: {found.a.config}", found.a.loops, f"B: {found.b.config}", found.b.loops)
     print()
     print_sides(

@@ -10,6 +10,7 @@ import msgspec
 from tvmsep.api import Prepared, choose_configs, must_fit, read_trials
 from tvmsep.cli.table import print_table
 from tvmsep.compiler import emit
+from tvmsep.contracts.words import counted
 from tvmsep.graph import Plan
 from tvmsep.logs import best_trials
 from tvmsep.measure import Farm
@@ -75,14 +76,14 @@ def print_profile(profile: Profile, remark: str = "") -> None:
             "data in", "bound", "bound us", "of bound", f"under {LOW:.0%}",
         ),
         cells,
-        title=f"{profile.model} on {profile.target}, {profile.threads} thread(s)"
+        title=f"{profile.model} on {profile.target}, {counted('thread', profile.threads)}"
         + (f", {profile.shapes}" if profile.shapes else "")
         + (f", {remark}" if remark else ""),
     )  # fmt: skip
     limits = ", ".join(f"{n} {rate / 1e9:.0f} GB/s" for n, rate in profile.bandwidths.items())
     print(
         "us and bound us are of all runs; the others of one. Measured limits of "
-        f"{profile.threads} thread(s): FMA peak {peak / 1e9:.0f} GFLOP/s, {limits}"
+        f"{counted('thread', profile.threads)}: FMA peak {peak / 1e9:.0f} GFLOP/s, {limits}"
     )
     for line in gap_lines(profile):
         print(line)

@@ -13,6 +13,7 @@ import msgspec
 from tvmsep.api import Prepared
 from tvmsep.cli.progress import TuneProgress
 from tvmsep.cli.table import print_table
+from tvmsep.contracts.words import counted
 from tvmsep.graph import Plan
 from tvmsep.logs import LogFile, best_trials
 from tvmsep.measure import Farm
@@ -63,7 +64,7 @@ def show_savings(
             "fewer multiplications", "configs",
         ),
         [_cells(r) for r in rows],
-        title=f"{prepared.imported.name} on {target.name}, {plan.threads} thread(s)",
+        title=f"{prepared.imported.name} on {target.name}, {counted('thread', plan.threads)}",
     )  # fmt: skip
 
 

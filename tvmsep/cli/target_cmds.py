@@ -11,6 +11,7 @@ import typer
 
 from tvmsep.cli.options import AsJson
 from tvmsep.contracts import InputError
+from tvmsep.contracts.words import counted
 
 targets = typer.Typer(invoke_without_command=True)
 
@@ -97,7 +98,7 @@ def new(
         facts, origin = board.facts, at.name
     target, unknown = new_target.guess(facts, name, origin)
     write_new(out, new_target.as_toml(target, unknown, facts))
-    print(f"wrote {out}: {target.description}, {target.cores} core(s), {target.mcpu}")
+    print(f"wrote {out}: {target.description}, {counted('core', target.cores)}, {target.mcpu}")
     print(
         f"read it, then: tvmsep tune MODEL --target {out}"
         + (f" --rpc {rpc} --key {key}" * bool(rpc))

@@ -1,13 +1,13 @@
 """Comparing over RPC: whole networks of ours, and single kernels. Each round is a fresh session.
 
 Our server forks a child for each session, so that a session is a fresh process. All entrants are in
-it together, for a board lends one session at a time; what they are called with is sent once.
+it together, for a board lends one session at a time. All sessions are on one board: where a tracker
+lends several under the key, on the one that it lent first.
 """
 
 from __future__ import annotations
 
 import random
-import time
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
@@ -15,14 +15,13 @@ from tvmsep.compare.comparison import TOLERANCE, PairRow, Row, difference, judge
 from tvmsep.compare.engines import Array
 from tvmsep.compare.kernels import Choice
 from tvmsep.compare.rounds import Entrant, Round
-from tvmsep.compare.watch import Load
 from tvmsep.contracts import BoardError, InputError, Target, TvmsepError
-from tvmsep.measure import Failed, Farm
+from tvmsep.measure import Board, Failed, Farm
 from tvmsep.measure.network import NetworkJob
 
 NETWORK_TURNS, KERNEL_TURNS = 6, 5
 """Of each entrant in a round; a network's turn is a dozen runs, a kernel's some 20 ms."""
-Found = tuple[str, list[Row], list[PairRow], list[str]]
+Found = tuple[Board, list[Row], list[PairRow], list[str]]
 
 
 def _turns(count: int, each: int, shuffler: random.Random) -> list[int]:
@@ -54,7 +53,8 @@ def compare_kernels_there(
     pairs: list[PairRow] = []
     warnings: list[str] = []
     shuffler = random.Random(seed)
-    with Farm(target, tracker=tracker, key=key, seed=seed) as farm:
+    with Farm(target, tracker=tracker, key=key, seed=seed, one_board=True) as farm:
+        board = _first(farm, told)
         for threads, mine in choices.items():
             told(f"building {len(mine)} kernels, threads {threads}")
             built = farm.build([(x.task, x.config) for x in mine])
@@ -65,26 +65,25 @@ def compare_kernels_there(
                 jobs.append((choice.task, choice.config, answer))
             played = []
             for number in range(1, rounds + 1):
-                begin = time.monotonic()
                 calls: list[list[float]] = [[] for _ in mine]
                 order = [*range(len(mine)), *_turns(len(mine), KERNEL_TURNS, shuffler)]
-                answers = farm.measure_turns(jobs, order)
-                if isinstance(answers, Failed):
-                    raise _error(answers, f"board {farm.board.name}")
+                found = farm.measure_turns(jobs, order)
+                if isinstance(found, Failed):
+                    raise _error(found, f"board {board.name}")
+                answers, load = found
                 for at, (i, got) in enumerate(zip(order, answers, strict=True)):
                     if isinstance(got, Failed):
                         raise _error(got, mine[i].text)
                     if at >= len(mine):  # the first ones warm up
                         calls[i] += got.times_s
-                load = Load(time.monotonic() - begin)
                 played.append(Round(tuple(map(tuple, calls)), load))
                 _tell(told, number, rounds, threads, [x.name for x in mine], played[-1])
             names = [(x.name, x.config.key) for x in mine]
-            found = judge(names, [x.template for x in mine], threads, played)
-            rows += found[0]
-            pairs += found[1]
-            warnings += found[2]
-        return farm.board.name, rows, pairs, warnings
+            judged = judge(names, [x.template for x in mine], threads, played)
+            rows += judged[0]
+            pairs += judged[1]
+            warnings += judged[2]
+        return board, rows, pairs, warnings
 
 
 def compare_there(
@@ -98,7 +97,7 @@ def compare_there(
     rounds: int,
     seed: int,
     told: Callable[[str], None],
-) -> tuple[str, list[Row], list[PairRow], list[str], float]:
+) -> tuple[Board, list[Row], list[PairRow], list[str], float]:
     """Whole bundles at every thread count, without clock readings inside.
 
     Raises:
@@ -114,8 +113,9 @@ def compare_there(
     shuffler = random.Random(seed)
     with (
         tempfile.TemporaryDirectory(prefix="tvmsep-compare-") as folder,
-        Farm(target, builders=0, tracker=tracker, key=key, seed=seed) as farm,
+        Farm(target, builders=0, tracker=tracker, key=key, seed=seed, one_board=True) as farm,
     ):
+        board = _first(farm, told)
         for threads, entrants in prepared:
             jobs = [
                 _job(e, inputs[0], target, Path(folder) / f"{threads}-{i}.so")
@@ -123,12 +123,11 @@ def compare_there(
             ]
             played = []
             for number in range(1, rounds + 1):
-                begin = time.monotonic()
                 order = _turns(len(jobs), NETWORK_TURNS, shuffler)
                 answer = farm.time_turns(jobs, order)
                 if isinstance(answer, Failed):
-                    raise _error(answer, f"board {key}")
-                times, outputs = answer
+                    raise _error(answer, f"board {board.name}")
+                times, outputs, load = answer
                 for entrant, got in zip(entrants, outputs, strict=True):
                     error = difference(got, outputs[0])
                     worst = max(worst, error)
@@ -140,14 +139,21 @@ def compare_there(
                 calls: list[list[float]] = [[] for _ in jobs]
                 for i, seconds in zip(order, times, strict=True):
                     calls[i] += seconds.tolist()
-                load = Load(time.monotonic() - begin)
                 played.append(Round(tuple(map(tuple, calls)), load))
                 _tell(told, number, rounds, threads, [e.name for e in entrants], played[-1])
             found = judge(names, [""] * len(names), threads, played)
             rows += found[0]
             pairs += found[1]
             warnings += found[2]
-        return farm.board.name, rows, pairs, warnings, worst
+        return board, rows, pairs, warnings, worst
+
+
+def _first(farm: Farm, told: Callable[[str], None]) -> Board:
+    """The board that everything is measured on."""
+    board = farm.connect()
+    if board.name != "local":
+        told(f"measuring on board {board.name}, {board.cpu or 'CPU unknown'}")
+    return board
 
 
 def _tell(
@@ -169,8 +175,8 @@ def _job(entrant: Entrant, inputs: Sequence[Array], target: Target, library: Pat
         manifest = package.manifest
         if manifest.target.name != target.name:
             raise InputError(
-                f"{entrant.name} was built for target {manifest.target.name}, the board is "
-                f"{target.name}: build it for that"
+                f"{entrant.name} was built for target {manifest.target.name}, not for "
+                f"{target.name}: give --target, or build it for that"
             )
         shapes = {t.name: a.shape for t, a in zip(manifest.inputs, inputs, strict=True)}
         which = manifest.find(shapes) if manifest.further else 0

@@ -6,7 +6,7 @@ import datetime
 import platform
 import re
 from collections.abc import Callable, Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import msgspec
 import numpy as np
@@ -16,6 +16,10 @@ from tvmsep.compare.engines import Array
 from tvmsep.compare.rounds import Entrant, Round
 from tvmsep.compare.seat import Seat
 from tvmsep.contracts import InputError
+from tvmsep.contracts.words import counted
+
+if TYPE_CHECKING:
+    from tvmsep.measure import Board
 
 TOLERANCE = 1e-4
 """Largest difference between entrants, relative to the largest output: float32 engines differ by
@@ -84,15 +88,22 @@ class Comparison(msgspec.Struct, frozen=True, kw_only=True):
     claims: tuple[Claim, ...] = ()
 
 
-def machine() -> dict[str, Any]:
-    """What the figures were measured on, and when."""
+def machine(board: Board | None = None) -> dict[str, Any]:
+    """What the figures were measured on, and when.
+
+    Args:
+        board: another machine than this one.
+    """
     import tvmsep
     from tvmsep.targets import host_cores, host_cpu
 
+    where: dict[str, Any] = {
+        "cpu": host_cpu()[0], "cores": host_cores(), "system": platform.platform()
+    }  # fmt: skip
+    if board is not None:
+        where = {"cpu": board.cpu or "unknown", "board": board.name}
     return {
-        "cpu": host_cpu()[0],
-        "cores": host_cores(),
-        "system": platform.platform(),
+        **where,
         "python": platform.python_version(),
         "tvmsep": tvmsep.__version__,
         "date": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
@@ -183,7 +194,7 @@ def judge(
     return (
         rows,
         pairs,
-        [f"{threads} threads: {w}" if threads > 1 else f"1 thread: {w}" for w in found],
+        [f"{counted('thread', threads)}: {w}" for w in found],
     )
 
 

@@ -14,13 +14,14 @@ import numpy as np
 from tvmsep.compare.engines import ENGINES, OURS, Engine, Job, own_engine, require
 from tvmsep.compare.rounds import Entrant
 from tvmsep.contracts import InputError, Target
+from tvmsep.contracts.words import counted
 
 if TYPE_CHECKING:
     from tvmsep.bundle import TensorInfo
 
 Kind = Literal["bundle", "log", "default", "stock-tvm", "metaschedule", "engine"]
-OURS_KINDS: frozenset[Kind] = frozenset({"bundle", "log", "default", "metaschedule"})
-"""What is compiled here, and can be measured on a board."""
+BOARD_KINDS: frozenset[Kind] = frozenset({"bundle", "log", "default"})
+"""What can be measured on a board: engines are not there, and MetaSchedule searches here."""
 Shapes = Mapping[str, Sequence[int]]
 Build = Callable[..., Any]
 """`tvmsep.build`."""
@@ -206,7 +207,7 @@ def untuned(specs: Sequence[Spec], counts: Sequence[int]) -> list[str]:
             have = [v.threads for v in package.manifest.variants]
         if odd := [n for n in counts if n not in have]:
             found.append(
-                f"{spec.name} was built for {', '.join(map(str, have))} threads, not for "
+                f"{spec.name} was built for {counted('thread', *have)}, not for "
                 f"{', '.join(map(str, odd))}"
             )
     return found
@@ -316,7 +317,8 @@ def prepare(
             )  # fmt: skip
             if not made.tuned:
                 raise InputError(
-                    f"log {spec.text} has no kernel of {network.name} at {threads} threads"
+                    f"log {spec.text} has no kernel of {network.name} at "
+                    f"{counted('thread', threads)}"
                 )
         case "default" | "metaschedule":
             build(

@@ -8,6 +8,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from tvmsep.contracts import Config, InputError, Target, Task
+from tvmsep.contracts.words import counted
 from tvmsep.graph import Plan
 from tvmsep.logs import best_trials, read_log
 from tvmsep.schedules import TEMPLATES
@@ -96,7 +97,8 @@ def _choice(word: str, task: Task, target: Target) -> Choice:
         best = best_trials(read_log(path)).get(task_key(task))
         if best is None:
             raise InputError(
-                f"{word} has no trial of {label} for {target.name} at {task.threads} threads"
+                f"{word} has no trial of {label} for {target.name} at "
+                f"{counted('thread', task.threads)}"
             )
         return Choice(path.stem, word, task, best.config)
     return Choice(word, word, task, read_config(word, task, target))

@@ -11,7 +11,8 @@ from dataclasses import dataclass
 from tvmsep.compare.engines import Array, Job
 from tvmsep.compare.seat import Seat
 from tvmsep.compare.stats import figure
-from tvmsep.compare.watch import Load, Watch
+from tvmsep.compare.watch import Watch
+from tvmsep.measure.load import Load
 from tvmsep.measure.lock import HostLock
 
 ROUNDS = 16
@@ -19,6 +20,9 @@ BLOCKS = 14
 """Turns of each entrant in a round."""
 BLOCK_S = 0.03
 """Timed calls of one turn."""
+SLOW_BLOCKS = 4
+"""An entrant whose single call takes longer has so much fewer turns, though not fewer than this: it
+shall not hold up the others."""
 LEAST_BLOCKS, SLOWED = 4, 1.4
 """A round ends early, though not before so many turns, where it takes so much longer than it would
 have when the calls were counted: a busy machine shall not stretch a comparison."""
@@ -50,6 +54,11 @@ class Round:
         return [figure(calls) for calls in self.calls_s]
 
 
+def _turns(blocks: int, call_s: float) -> int:
+    """How many of a round's turns an entrant takes."""
+    return min(blocks, max(SLOW_BLOCKS, round(blocks * BLOCK_S / call_s)))
+
+
 def play(
     entrants: Sequence[Entrant],
     inputs: Sequence[Array],
@@ -77,7 +86,8 @@ def play(
     played: list[Round] = []
     counts: list[int] = []
     versions: list[str] = []
-    turn_s = 0.0
+    turns: list[int] = []
+    round_s = 0.0
     lock = HostLock(LOCK_TIMEOUT_S)
     try:
         for number in range(1, rounds + 1):
@@ -94,15 +104,19 @@ def play(
                 if not counts:
                     alone = [min(seats[i].block(2, 1)) for i in range(len(entrants))]
                     counts = [max(1, round(BLOCK_S / s)) for s in alone]
-                    turn_s = sum((n + 1) * s for n, s in zip(counts, alone, strict=True))
+                    turns = [_turns(blocks, s) for s in alone]
+                    round_s = sum(
+                        k * (n + 1) * s for k, n, s in zip(turns, counts, alone, strict=True)
+                    )
                 watch = Watch([seats[i].pid for i in range(len(entrants))])
                 calls: list[list[float]] = [[] for _ in entrants]
-                end = time.monotonic() + SLOWED * blocks * turn_s
+                end = time.monotonic() + SLOWED * round_s
                 for done in range(blocks):
                     if done >= LEAST_BLOCKS and time.monotonic() > end:
                         break
                     for i in shuffler.sample(range(len(entrants)), len(entrants)):
-                        calls[i] += seats[i].block(counts[i], 1)
+                        if done * turns[i] % blocks < turns[i]:  # evenly spread
+                            calls[i] += seats[i].block(counts[i], 1)
                 played.append(Round(tuple(map(tuple, calls)), watch.load()))
             told(number, played[-1])
     finally:

@@ -11,6 +11,7 @@ from tvmsep.compare.rounds import ROUNDS
 from tvmsep.compare.stats import ALPHA, QUANTILE
 from tvmsep.contracts import InputError, Target
 from tvmsep.graph import Plan
+from tvmsep.measure import Board
 from tvmsep.measure.lock import HostLock, Scratch
 
 LOCK_TIMEOUT_S = 1800.0
@@ -68,13 +69,13 @@ def compare(
     cores = hardware.cores if tracker else host_cores()
     counts = sorted(set(threads or [cores]))
     if counts[0] < 1 or counts[-1] > cores:
-        raise InputError(f"threads {counts}: give 1 to {cores}")
+        outside = [str(n) for n in counts if not 1 <= n <= cores]
+        raise InputError(f"--threads {','.join(outside)}: give 1 to {cores}")
     if tracker:
-        foreign = [s.text for s in specs if s.kind not in e.OURS_KINDS]
+        foreign = [s.text for s in specs if s.kind not in e.BOARD_KINDS]
         if foreign:
             raise InputError(
-                f"{foreign[0]} cannot be measured over RPC: only bundles, logs, default and "
-                "metaschedule can"
+                f"{foreign[0]} cannot be measured over RPC: only bundles, logs and default can"
             )
     scratch = Scratch("tvmsep-compare-")
     with ExitStack() as stack:
@@ -95,7 +96,7 @@ def compare(
         titles = [(s.name, s.text) for s in specs]
         inputs = (network.arrays(seed), network.arrays(seed + 1))
         if tracker is None:
-            board = "local"
+            board: Board | None = None
             rows, pairs, warnings, worst = c.compare_here(
                 prepared, titles, inputs, rounds=rounds, seed=seed, told=say
             )
@@ -108,7 +109,8 @@ def compare(
             )  # fmt: skip
     warnings = [*e.untuned(specs, counts), *warnings]
     return c.Comparison(
-        subject=network.title, sha256=network.sha256, board=board, machine=c.machine(),
+        subject=network.title, sha256=network.sha256, board=board.name if board else "local",
+        machine=c.machine(board),
         alpha=ALPHA, quantile=QUANTILE, rounds=rounds, seed=seed, largest_difference=worst,
         entrants=tuple(rows), pairs=tuple(pairs), warnings=tuple(warnings),
         claims=tuple(c.settle(claims, names, ours, pairs)),
@@ -162,7 +164,8 @@ def compare_kernels(
         choices, target, tracker, key, rounds=rounds, seed=seed, told=say
     )
     return c.Comparison(
-        subject=first[0].task.workload.label, sha256="", board=board, machine=c.machine(),
+        subject=first[0].task.workload.label, sha256="", board=board.name,
+        machine=c.machine(board if tracker else None),
         alpha=ALPHA, quantile=QUANTILE, rounds=rounds, seed=seed, largest_difference=0.0,
         entrants=tuple(rows), pairs=tuple(pairs), warnings=tuple(warnings),
         claims=tuple(c.settle(claims, names, names[0], pairs)),

@@ -13,8 +13,7 @@ from tvmsep.measure.worker import Worker, WorkerDied, WorkerError, WorkerTimeout
 Shapes = Mapping[str, Sequence[int]] | None
 COMPILE_TIMEOUT_S = 600.0
 SEARCH_TIMEOUT_S = 4 * 3600.0
-_CANDIDATE_TIMEOUT_S = 180.0
-"""TVM's builders import 18 s of CUDA intrinsics in each process, against a limit of 30 s."""
+_CANDIDATE_TIMEOUT_S = 30.0
 
 
 def _warm() -> None:
@@ -46,17 +45,49 @@ def _stock(model: str, out: Path, target: Target, threads: int) -> None:
     import tvm
     from tvm.relax.frontend.onnx import from_onnx
 
-    from tvmsep.codegen import link_shared
-
     spec = tvm.target.Target({**target.tvm_dict(), "num-cores": threads})
+    link = _linker(target)
+    module = from_onnx(onnx.load(model))
+    with spec, tempfile.TemporaryDirectory(prefix="tvmsep-") as folder:
+        tvm.compile(module, spec).export_library(str(out), fcompile=link, workspace_dir=folder)
+
+
+def _linker(target: Target) -> Any:
+    """What `export_library` calls: our linker, for TVM's needs a compiler."""
+    from tvmsep.codegen import link_shared
 
     def link(output: str, objects: list[str], **_: Any) -> None:
         link_shared([Path(o) for o in objects], Path(output), target)
 
     link.output_format = "so"  # type: ignore[attr-defined]
-    module = from_onnx(onnx.load(model))
-    with spec, tempfile.TemporaryDirectory(prefix="tvmsep-") as folder:
-        tvm.compile(module, spec).export_library(str(out), fcompile=link, workspace_dir=folder)
+    return link
+
+
+def _builder(target: Target, folder: Path) -> Any:
+    """MetaSchedule's builder in this process.
+
+    TVM's starts new processes for each batch, and each imports 18 s of CUDA intrinsics.
+    """
+    from tvm.ir.utils import derived_object
+    from tvm.s_tir.meta_schedule import builder as b
+
+    link = _linker(target)
+
+    @derived_object
+    class Here(b.PyBuilder):  # type: ignore[misc]
+        def build(self, inputs: Any) -> list[Any]:
+            return [self._one(i) for i in inputs]
+
+        def _one(self, one: Any) -> Any:
+            out = Path(tempfile.mkdtemp(dir=folder)) / "kernel.so"  # the search removes its folder
+            try:
+                built = b.local_builder.default_build(one.mod, one.target, None)
+                built.export_library(str(out), fcompile=link, workspace_dir=str(out.parent))
+            except Exception as error:  # TVM raises whatever it likes
+                return b.BuilderResult(None, str(error))
+            return b.BuilderResult(str(out), None)
+
+    return Here()
 
 
 def search(
@@ -113,12 +144,12 @@ def _search(
     spec = TvmTarget({**target.tvm_dict(), "num-cores": threads})
     share = max(1, trials // len(tasks))
     kernels: dict[Workload, Any] = {}
+    runner = ms.runner.LocalRunner(timeout_sec=_CANDIDATE_TIMEOUT_S)
     for w, module in modules.items():
         with tempfile.TemporaryDirectory(prefix="tvmsep-ms-") as folder:
             database = ms.tune_tir(
                 module, spec, folder, max_trials_global=share, num_trials_per_iter=min(share, 16),
-                builder=ms.builder.LocalBuilder(timeout_sec=_CANDIDATE_TIMEOUT_S),
-                runner=ms.runner.LocalRunner(timeout_sec=_CANDIDATE_TIMEOUT_S),
+                builder=_builder(target, Path(folder)), runner=runner,
             )  # fmt: skip
             found = ms.tir_integration.compile_tir(database, module, spec)
             if isinstance(found, s_tir.Schedule):

@@ -1,33 +1,16 @@
-"""What the machine did while it was measured, from what Linux says; elsewhere nothing is known."""
+"""What the machine did while it was measured, and what a reader must be told of it."""
 
 from __future__ import annotations
 
-import os
 import time
 from collections.abc import Sequence
-from dataclasses import dataclass
-from pathlib import Path
 
 import numpy as np
 
-_CPU = Path("/sys/devices/system/cpu")
+from tvmsep.measure.load import Load, between, reading
+
 STEAL, OTHERS, FREQUENCY, DRIFT, NOISE = 0.02, 0.05, 0.05, 0.05, 0.25
 """Shares above which a warning is due."""
-
-
-@dataclass(frozen=True)
-class Load:
-    """One round. Shares are of all cores' time; None where the system does not say."""
-
-    seconds: float
-    steal: float | None = None
-    """Taken by the host of a virtual machine."""
-    others: float | None = None
-    """Used by processes that are not compared."""
-    mhz: float | None = None
-    """Mean frequency of the cores at the end."""
-    throttled: int | None = None
-    """How often a core was throttled because of heat."""
 
 
 class Watch:
@@ -39,61 +22,11 @@ class Watch:
 
     def __init__(self, pids: Sequence[int]) -> None:
         self._pids = list(pids)
-        self._begin = time.monotonic()
-        self._ticks, self._ours, self._hot = _ticks(), self._own(), _throttled()
-
-    def _own(self) -> int:
-        return sum(map(_process_ticks, self._pids))
+        self._begin, self._before = time.monotonic(), reading(self._pids)
 
     def load(self) -> Load:
         """What happened since."""
-        seconds = time.monotonic() - self._begin
-        now, ours, hot = _ticks(), self._own() - self._ours, _throttled()
-        steal = others = None
-        if now is not None and self._ticks is not None:
-            user, nice, system, idle, iowait, irq, softirq, stolen = (
-                b - a for a, b in zip(self._ticks, now, strict=True)
-            )
-            busy = user + nice + system + irq + softirq
-            total = max(1, busy + idle + iowait + stolen)
-            steal, others = stolen / total, max(0.0, (busy - ours) / total)
-        heat = None if hot is None or self._hot is None else hot - self._hot
-        return Load(seconds, steal, others, _mhz(), heat)
-
-
-def _ticks() -> tuple[int, ...] | None:
-    try:
-        words = Path("/proc/stat").read_text().split("\n", 1)[0].split()
-    except OSError:
-        return None
-    return tuple(map(int, words[1:9]))
-
-
-def _process_ticks(pid: int) -> int:
-    try:
-        words = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
-    except OSError:
-        return 0
-    return int(words[11]) + int(words[12])
-
-
-def _mhz() -> float | None:
-    found = []
-    for cpu in range(os.cpu_count() or 1):
-        try:
-            text = (_CPU / f"cpu{cpu}/cpufreq/scaling_cur_freq").read_text()
-        except OSError:
-            return None
-        found.append(int(text) / 1000)
-    return sum(found) / len(found)
-
-
-def _throttled() -> int | None:
-    counts = list(_CPU.glob("cpu[0-9]*/thermal_throttle/core_throttle_count"))
-    try:
-        return sum(int(c.read_text()) for c in counts) if counts else None
-    except OSError:
-        return None
+        return between(self._before, reading(self._pids), time.monotonic() - self._begin)
 
 
 def warnings(

@@ -16,6 +16,7 @@ from pathlib import Path
 
 from tvmsep.cli import options
 from tvmsep.contracts import InputError, TvmsepError
+from tvmsep.contracts.words import counted
 
 MODEL = "zoo:mobilenet_v2"
 PICTURE = "china.jpg"
@@ -127,7 +128,7 @@ def demo(folder: Path, budget: str, threads: str | None) -> None:
     _heading(1, "Fetch the network, its class names and a picture")
     picture = _fetch(folder)
 
-    _heading(2, f"Tune for {listed} thread(s), about {budget}, and write the bundle")
+    _heading(2, f"Tune for {counted('thread', *counts)}, about {budget}, and write the bundle")
     if log.exists():
         print(f"{log} is there: going on from it; nothing in it is measured again")
     _run("tune", MODEL, "--budget", budget, "--threads", listed, "-o", str(bundle),

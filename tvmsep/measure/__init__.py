@@ -10,7 +10,7 @@
 - `session`, `network`: the board's end, run in a worker: candidates alone, and in their network;
 - `slot`: one board at work; `dispatch`: the queue for all of them, and what happens when they go;
   `roster`: which of them are used;
-- `host`: which boards share a machine;
+- `host`: which boards share a machine; `load`: what a machine does meanwhile;
 - `offline`: boards that measure nothing, for tests and for comparing strategies;
 - `lock`: nothing overlaps a timing on a host.
 """

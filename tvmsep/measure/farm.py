@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from functools import partial
 from pathlib import Path
@@ -17,6 +18,7 @@ from tvmsep.measure import bandwidth, builder, harness, peak, session
 from tvmsep.measure.bandwidth import Bandwidth
 from tvmsep.measure.cluster import BuildersLost, Cluster
 from tvmsep.measure.dispatch import Dispatch, Job
+from tvmsep.measure.load import Load, between
 from tvmsep.measure.local import LOCAL_KEY, LocalServer
 from tvmsep.measure.lock import HostLock, Scratch
 from tvmsep.measure.network import RUNS, WARM_RUNS, NetworkJob, NetworkTimes
@@ -52,6 +54,8 @@ class Farm:
         board: a running RPC server, reached at its host and port under its key.
         tracker: host and port of a TVM RPC tracker that lends boards under `key`.
         key: the tracker's key for the boards.
+        one_board: stay with the board that the tracker lends first, for all that is asked: what is
+            compared must not meet two.
         build_timeout_s: limit on one build.
         run_timeout_s: limit on checking and timing one candidate.
         connect_timeout_s: limit on getting a session; None for 10 s, and for boards that are not
@@ -72,6 +76,7 @@ class Farm:
         board: Board | None = None,
         tracker: tuple[str, int] | None = None,
         key: str = "",
+        one_board: bool = False,
         build_timeout_s: float = 30.0,
         run_timeout_s: float = 10.0,
         connect_timeout_s: float | None = None,
@@ -105,9 +110,9 @@ class Farm:
             assert board is not None
             connect_s = connect_timeout_s or (10.0 if self._server else REMOTE_SESSION_S + 15.0)
             self._limits = Limits(run_timeout_s, connect_s, lock_timeout_s)
-            self._source = Source(board, tracker is not None, self._server)
+            self._source = Source(board, tracker is not None, self._server, one_board)
             slot = partial(Slot, self._source, target, self._limits, seed)
-            self._boards = Dispatch(slot, tracker, key)
+            self._boards = Dispatch(slot, None if one_board else tracker, key)
             if self._server is not None:
                 self._server.start()
         except BaseException:
@@ -383,7 +388,7 @@ class Farm:
 
     def time_turns(
         self, jobs: Sequence[NetworkJob], turns: Sequence[int]
-    ) -> tuple[list[Array], list[list[Array]]] | Failed:
+    ) -> tuple[list[Array], list[list[Array]], Load] | Failed:
         """Time whole networks in turns, all in one fresh session of one board.
 
         Args:
@@ -391,7 +396,8 @@ class Farm:
             turns: which of them, one after the other.
 
         Returns:
-            Seconds of each run of each turn and each network's outputs, or why not.
+            Seconds of each run of each turn, each network's outputs and what else the board did;
+            or why not.
 
         Raises:
             BoardError: as `run`.
@@ -402,7 +408,7 @@ class Farm:
 
     def measure_turns(
         self, built: Sequence[tuple[Task, Config, Built]], turns: Sequence[int]
-    ) -> list[Measured | Failed] | Failed:
+    ) -> tuple[list[Measured | Failed], Load] | Failed:
         """Check and time candidates in turns, all in one fresh session of one board.
 
         Args:
@@ -410,7 +416,7 @@ class Farm:
             turns: which of them, one after the other.
 
         Returns:
-            An answer a turn, or why there is none.
+            An answer a turn and what else the board did, or why there is none.
 
         Raises:
             BoardError: as `run`.
@@ -523,20 +529,24 @@ def _time_networks(
 def _renew(slot: Slot) -> None:
     """Our server forks a child for each session: a fresh session is a fresh process."""
     slot.drop()
-    if why := slot.connect():
+    if why := slot.connect(LONG_SESSION_S):
         raise Lost("link_lost", why)
 
 
 def _measure_turns(
     jobs: list[tuple[Task, Built]], turns: list[int], slot: Slot
-) -> list[Measured | Failed]:
+) -> tuple[list[Measured | Failed], Load]:
     _renew(slot)
-    return [slot.measure(*jobs[i], None) for i in turns]
+    begin, before = time.monotonic(), slot.reading()
+    answers = [slot.measure(*jobs[i], None) for i in turns]
+    load = between(before, slot.reading(), time.monotonic() - begin)
+    # On this host the check of outputs is our own work, and cannot be told from that of others.
+    return answers, dataclasses.replace(load, others=None) if slot.board.local else load
 
 
 def _time_turns(
     jobs: list[NetworkJob], turns: list[int], target: Target, slot: Slot
-) -> tuple[list[Array], list[list[Array]]] | Failed:
+) -> tuple[list[Array], list[list[Array]], Load] | Failed:
     _renew(slot)
     try:
         with slot.timing():

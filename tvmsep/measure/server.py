@@ -34,6 +34,7 @@ from pathlib import Path
 from typing import NoReturn
 
 from tvmsep.measure import facts, host
+from tvmsep.measure import load as machine_load
 from tvmsep.measure.lock import Scratch
 
 MAGIC = 0xFF271
@@ -142,6 +143,7 @@ def _register(folder: Path, cpu: str, events: bool) -> None:
     register("tvmsep.config_threads", _config_threads, override=True)
     register(host.FUNCTION, host.host_id, override=True)
     register("tvmsep.quarantine", quarantine, override=True)
+    register(machine_load.FUNCTION, lambda: json.dumps(machine_load.reading()), override=True)
     register("tvmsep.facts", lambda: json.dumps(facts.collect()), override=True)
 
 

@@ -9,6 +9,7 @@ created once and stay on the board.
 from __future__ import annotations
 
 import itertools
+import json
 import time
 from collections import OrderedDict
 from dataclasses import dataclass
@@ -21,8 +22,10 @@ from tvmsep.codegen import example_inputs, reference, relative_error
 from tvmsep.codegen.reference import Array, unblock
 from tvmsep.compiler import stamps_dtype
 from tvmsep.contracts import BoardError, Target, Task
-from tvmsep.measure import bandwidth, harness, host, peak
+from tvmsep.contracts.words import counted
+from tvmsep.measure import bandwidth, harness, host, load, peak
 from tvmsep.measure.bandwidth import Bandwidth
+from tvmsep.measure.load import Load
 from tvmsep.measure.network import NetworkJob, OnBoardNetwork
 from tvmsep.measure.results import Built, Failed, Measured, shorten
 
@@ -117,6 +120,11 @@ class Session:
         if tell:
             tell(why)
 
+    def reading(self) -> dict[str, Any] | None:
+        """The board's counters, see `load.reading`; None where its server is not ours."""
+        read = self._ours(load.FUNCTION)
+        return json.loads(read()) if read else None
+
     def _ours(self, name: str) -> Any:
         """A function that only our own server has, else None."""
         try:
@@ -135,7 +143,7 @@ class Session:
             have = int(self._remote.get_function("runtime.NumThreads")())
         if have != threads:
             raise BoardError(
-                f"the board runs {have} threads where {threads} were asked for: "
+                f"the board runs {counted('thread', have)} where {threads} were asked for: "
                 f"start its RPC server with TVM_NUM_THREADS={threads} or more"
             )
         self._threads = threads
@@ -226,11 +234,11 @@ class Session:
 
     def time_turns(
         self, jobs: list[NetworkJob], turns: list[int], target: Target
-    ) -> tuple[list[Array], list[list[Array]]]:
+    ) -> tuple[list[Array], list[list[Array]], Load]:
         """Put several networks on the board and time them in turns, without clock readings inside.
 
         Returns:
-            Seconds of each run of each turn, and each network's outputs.
+            Seconds of each run of each turn, each network's outputs, and what else the board did.
         """
         self._set_threads(jobs[0].threads)
         self._network = None
@@ -239,7 +247,10 @@ class Session:
         there = [OnBoardNetwork(self._remote, j, target, f"net{i}-") for i, j in enumerate(jobs)]
         for network in there:
             network.time_whole()
-        return [there[i].time_whole() for i in turns], [n.outputs() for n in there]
+        begin, before = time.monotonic(), self.reading()
+        times = [there[i].time_whole() for i in turns]
+        done = load.between(before, self.reading(), time.monotonic() - begin)
+        return times, [n.outputs() for n in there], done
 
     @property
     def network(self) -> OnBoardNetwork:
@@ -323,6 +334,12 @@ def answers() -> bool:
     return True
 
 
+def reading() -> dict[str, Any] | None:
+    """`Session.reading` on the worker's session."""
+    assert _open is not None
+    return _open.reading()
+
+
 def quarantine(why: str) -> None:
     """`Session.quarantine` on the worker's session."""
     assert _open is not None
@@ -354,7 +371,7 @@ def time_network(variant: int | None) -> Array:
 
 def time_turns(
     jobs: list[NetworkJob], turns: list[int], target: Target
-) -> tuple[list[Array], list[list[Array]]]:
+) -> tuple[list[Array], list[list[Array]], Load]:
     """`Session.time_turns` on the worker's session."""
     assert _open is not None
     return _open.time_turns(jobs, turns, target)

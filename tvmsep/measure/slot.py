@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import hashlib
 import threading
+import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
@@ -28,6 +29,8 @@ REMOTE_SESSION_S = 300.0
 """Asked of servers that are not ours: they would let a hung session block the board for ever."""
 LONG_SESSION_S = 3600.0
 """The same for a whole network, whose variants take turns in one session."""
+HOME_RETRY_S = 0.2
+"""Between two attempts to be lent a certain board: a tracker lends what waited longest."""
 HANDSHAKE_S = 15.0
 """A board that a tracker lends is free and answers soon."""
 
@@ -66,6 +69,8 @@ class Source:
     """With the tracker's host and port where that is asked."""
     tracker: bool
     server: LocalServer | None = None
+    one: bool = False
+    """Whether a slot stays with the board that the tracker lends it first."""
 
 
 class Slot:
@@ -82,6 +87,8 @@ class Slot:
         self.source, self._target, self._limits, self._seed = source, target, limits, seed
         self.board = source.board
         self.connected = False
+        self._home = ""
+        """The board to stay with, once there is one."""
         self.session_s = 0.0
         """How long the last session may be; infinite for our own server's."""
         self._stopped = threading.Event()
@@ -111,11 +118,28 @@ class Slot:
                 if not stale and self.session_s >= session_s:
                     return ""
                 self.drop()
-            self._open(max(session_s, REMOTE_SESSION_S))
+            self._open_home(max(session_s, REMOTE_SESSION_S))
         except (BoardError, WorkerDied, WorkerTimeout, WorkerError) as exc:
             return str(exc)
         self.connected = True
         return ""
+
+    def _open_home(self, session_s: float) -> None:
+        """Open a session; where the slot stays with one board, with that one."""
+        deadline = time.monotonic() + self._limits.connect_s
+        while True:
+            self._open(session_s)
+            if not self.source.one or not self.source.tracker:
+                return
+            self._home = self._home or self.board.name
+            if self.board.name == self._home:
+                return
+            self._call(session.disconnect, limit_s=self._limits.run_s)
+            if time.monotonic() > deadline or self._stopped.wait(HOME_RETRY_S):
+                raise BoardError(
+                    f"board {self._home} was not lent again within {self._limits.connect_s:g} s: "
+                    "it went away, or others use it"
+                )
 
     def _open(self, session_s: float) -> None:
         board, limit_s, server = self.source.board, self._limits.connect_s, self.own_server
@@ -157,6 +181,17 @@ class Slot:
                 self._call(session.disconnect, limit_s=self._limits.run_s)
             except (WorkerDied, WorkerTimeout, WorkerError):
                 self._worker.kill()
+
+    def reading(self) -> dict[str, Any] | None:
+        """The board's counters, see `load.reading`; None where its server is not ours.
+
+        Raises:
+            Lost: as `call`.
+        """
+        answer: dict[str, Any] | None = self.call(
+            session.reading, limit_s=self._limits.run_s, blame=False
+        )
+        return answer
 
     def quarantine(self, why: str) -> None:
         """Tell the board why it is left out, "" that it is not, for `tvmsep boards` to show."""

@@ -21,6 +21,7 @@ from tvmsep.codegen.reference import Array
 from tvmsep.compiler import PROBE_RUNS, PROBES, parts, read_relax, stamp
 from tvmsep.contracts import BoardError, BundleError, InputError
 from tvmsep.contracts.trial import robust_mean
+from tvmsep.contracts.words import counted
 from tvmsep.measure import Failed, Farm, NetworkTimes
 from tvmsep.measure.network import RUNS, WARM_RUNS, NetworkJob, random_inputs
 from tvmsep.profile.roofline import LayerRoof, label, roofline
@@ -286,9 +287,9 @@ def _variant(package: Package, threads: int | None, which: int) -> Variant:
     manifest = package.manifest
     variant = package.pick(threads, manifest.target.cores, which)
     if threads is not None and variant.threads != threads:
-        has = ", ".join(str(v.threads) for v in manifest.variants)
+        has = counted("thread", *(v.threads for v in manifest.variants))
         raise InputError(
-            f"{package.path} has variants for {has} thread(s), not for {threads}: "
+            f"{package.path} has variants for {has}, not for {threads}: "
             f"give --threads {variant.threads}"
         )
     return variant

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
+from tvmsep.contracts.words import counted
 from tvmsep.profile.measure import Profile
 
 
@@ -15,7 +16,7 @@ def trace_events(profile: Profile) -> dict[str, Any]:
     rows = {row.layer: row for row in profile.layers}
     events: list[dict[str, Any]] = [
         _name("process_name", f"{profile.model} on {profile.target}"),
-        _name("thread_name", f"network, {profile.threads} thread(s)"),
+        _name("thread_name", f"network, {counted('thread', profile.threads)}"),
     ]
     at_us = 0.0
     for step in profile.steps:

@@ -1,6 +1,6 @@
 """What a model is made of, what separability buys, and a comparison as a page."""
 
-from tvmsep.report.comparison import comparison_page, require_page
+from tvmsep.report.comparison import comparison_page
 from tvmsep.report.layers import Block, Layer, blocks, layers
 from tvmsep.report.savings import Saving, measure_savings
 
@@ -12,5 +12,4 @@ __all__ = [
     "comparison_page",
     "layers",
     "measure_savings",
-    "require_page",
 ]

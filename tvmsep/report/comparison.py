@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib.util
 import json
 from importlib import resources
 from typing import Any
@@ -10,20 +9,7 @@ from typing import Any
 import msgspec
 
 from tvmsep.compare import Comparison, PairRow
-from tvmsep.contracts import InputError
-
-_NEEDS = ("jinja2", "plotly")
-
-
-def require_page() -> None:
-    """See that what makes pages is installed.
-
-    Raises:
-        InputError: it is not; says what to install.
-    """
-    for package in _NEEDS:
-        if importlib.util.find_spec(package) is None:
-            raise InputError(f"--html needs the package {package}: pip install 'tvmsep[report]'")
+from tvmsep.contracts.words import counted
 
 
 def comparison_page(found: Comparison, command: str) -> str:
@@ -36,7 +22,9 @@ def comparison_page(found: Comparison, command: str) -> str:
     Raises:
         InputError: a package is missing.
     """
-    require_page()
+    from tvmsep.report.html import check_extra, plotly
+
+    check_extra()
     import jinja2
 
     home = resources.files("tvmsep.report")
@@ -45,7 +33,6 @@ def comparison_page(found: Comparison, command: str) -> str:
     )
     environment.filters |= {"ms": lambda s: f"{1e3 * s:#.4g}", "verdict": _words}
     template = environment.from_string((home / "templates" / "comparison.html").read_text("utf-8"))
-    library = resources.files("plotly").joinpath("package_data", "plotly.min.js")
     first = found.entrants[0].name
     page: str = template.render(
         c=found,
@@ -54,7 +41,7 @@ def comparison_page(found: Comparison, command: str) -> str:
         headlines=[p for p in found.pairs if p.a == first],
         plots=_script({"ratios": _ratios(found.pairs), "rounds": _rounds(found)}),
         json=_script(msgspec.to_builtins(found)),
-        plotly=library.read_text("utf-8"),
+        plotly=plotly()[0],
     )
     return page
 
@@ -66,13 +53,10 @@ def _script(value: Any) -> str:
 
 def _words(pair: PairRow) -> str:
     if pair.verdict == "cant_tell":
-        more = "" if pair.more_rounds is None else f"; {pair.more_rounds} more rounds might tell"
+        rounds = pair.more_rounds
+        more = "" if rounds is None else f"; {counted('more round', rounds)} might tell"
         return f"can't tell{more}"
     return f"{pair.a} is {pair.verdict}"
-
-
-def _threads(n: int) -> str:
-    return f"{n} thread{'s' if n > 1 else ''}"
 
 
 def _ratios(pairs: tuple[PairRow, ...]) -> dict[str, Any]:
@@ -85,7 +69,7 @@ def _ratios(pairs: tuple[PairRow, ...]) -> dict[str, Any]:
             {
                 "type": "scatter", "mode": "markers", "orientation": "h",
                 "x": [p.ratio for p in shown],
-                "y": [f"{p.a} / {p.b}, {_threads(p.threads)}" for p in shown],
+                "y": [f"{p.a} / {p.b}, {counted('thread', p.threads)}" for p in shown],
                 "error_x": {
                     "type": "data", "symmetric": False, "thickness": 2, "width": 5,
                     "color": "#8a8f98",
@@ -111,26 +95,30 @@ def _ratios(pairs: tuple[PairRow, ...]) -> dict[str, Any]:
 _COLOUR = {"faster": "#2a8f62", "slower": "#c8553d", "cant_tell": "#8a8f98"}
 _SYMBOL = {"faster": "triangle-left", "slower": "triangle-right", "cant_tell": "circle"}
 _LINES = ("#3b76c4", "#d98324", "#2a8f62", "#c8553d", "#8560b3", "#159aa5", "#a3762c", "#c05a96")
+_DASHES = ("solid", "dot", "dash", "longdash")
 
 
 def _rounds(found: Comparison) -> dict[str, Any]:
-    """What each round said, an entrant and thread count a line."""
+    """What each round said: a colour for an entrant, a dash for a thread count."""
+    names = list(dict.fromkeys(r.name for r in found.entrants))
+    counts = sorted({r.threads for r in found.entrants})
     return {
         "data": [
             {
                 "type": "scatter", "mode": "lines+markers",
-                "name": f"{r.name}, {_threads(r.threads)}",
+                "name": f"{r.name}, {counted('thread', r.threads)}",
                 "x": list(range(1, len(r.rounds_s) + 1)), "y": [1e3 * s for s in r.rounds_s],
-                "line": {"width": 1.5, "color": _LINES[i % len(_LINES)]},
+                "line": {"width": 1.5, "color": _LINES[names.index(r.name) % len(_LINES)],
+                         "dash": _DASHES[counts.index(r.threads) % len(_DASHES)]},
                 "hovertemplate": "round %{x}: %{y:.3f} ms<extra>%{fullData.name}</extra>",
             }
-            for i, r in enumerate(found.entrants)
+            for r in found.entrants
         ],
         "layout": {
-            "height": 360,
+            "height": 340 + 14 * len(found.entrants),
             "xaxis": {"title": {"text": "round"}, "dtick": max(1, found.rounds // 8)},
             "yaxis": {"type": "log", "title": {"text": "ms"}, "tickformat": ".3~r", "nticks": 6,
                       "automargin": True},
-            "legend": {"orientation": "h", "y": -0.22},
+            "legend": {"orientation": "h", "x": 0, "y": 1.02, "yanchor": "bottom"},
         },
     }  # fmt: skip

@@ -41,9 +41,8 @@ def check_extra() -> None:
     Raises:
         InputError: it is not; says which extra brings it.
     """
-    missing = [name for name in ("jinja2", "plotly") if find_spec(name) is None]
-    if missing:
-        raise InputError(f"`report` needs {' and '.join(missing)}: pip install 'tvmsep[report]'")
+    if find_spec("jinja2") is None:
+        raise InputError("pages need the package jinja2: pip install 'tvmsep[report]'")
 
 
 def render(page: Page, *, poll_s: int = 0) -> str:
@@ -53,7 +52,8 @@ def render(page: Page, *, poll_s: int = 0) -> str:
         page: what stands on it.
         poll_s: above 0, the page asks its server for news so often, in seconds.
     """
-    code, version = _plotly()
+    library, version = plotly()
+    code = base64.b64encode(gzip.compress(library.encode(), compresslevel=9, mtime=0)).decode()
     return _environment().get_template("report.html.j2").render(
         page=page, data=_data(page), live=poll_s, version=__version__, sections=SECTIONS,
         css=_text("report.css"), script=_text("report.js"), plotly=code, plotly_version=version,
@@ -71,18 +71,12 @@ def _text(name: str) -> str:
 
 
 @cache
-def _plotly() -> tuple[str, str]:
-    """plotly.js out of the Python package, gzipped, in base64; and its version.
-
-    The package carries the complete library alone: compressed it is a third of its size.
-    """
-    spec = find_spec("plotly")
-    assert spec is not None and spec.submodule_search_locations
-    script = Path(spec.submodule_search_locations[0]) / "package_data" / "plotly.min.js"
-    code = script.read_bytes()
-    version = re.search(rb"plotly\.js v([\d.]+)", code[:400])
-    packed = gzip.compress(code, compresslevel=9, mtime=0)
-    return base64.b64encode(packed).decode(), version.group(1).decode() if version else "unknown"
+def plotly() -> tuple[str, str]:
+    """plotly.js's cartesian bundle, and its version."""
+    code = (TEMPLATES.parent / "plotly" / "plotly-cartesian.min.js").read_text(encoding="utf-8")
+    version = re.search(r" v([\d.]+)\n", code[:400])
+    assert version is not None
+    return code, version.group(1)
 
 
 @cache

@@ -9,7 +9,8 @@
   // Plotly comes compressed: it is most of the page.
   async function loadPlotly() {
     const text = atob(byId("plotly").textContent);
-    const bytes = Uint8Array.from(text, (c) => c.charCodeAt(0));
+    const bytes = new Uint8Array(text.length); // .from with a function takes 20 times as long
+    for (let i = 0; i < text.length; i++) bytes[i] = text.charCodeAt(i);
     const stream = new Blob([bytes]).stream().pipeThrough(new DecompressionStream("gzip"));
     const code = document.createElement("script");
     code.textContent = await new Response(stream).text();
