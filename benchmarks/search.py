@@ -11,7 +11,7 @@ both) over the best that the log knows, as a median over seeds with its quartile
 from nothing before the first trial, `warm` from the log of another network on the same target
 (`--cold` leaves it out). Both commands replay a log whose configs were drawn at random
 (`sample.py`): from the log of a search random choice does as well as any, for what it holds was
-chosen, and of half the kernels it holds three configs. The second searches each task by itself
+chosen, and of two kernels in five it holds three configs. The second searches each task by itself
 (`--each`: the geometric mean).
 """
 
