@@ -58,8 +58,8 @@ class Farm:
             compared must not meet two.
         build_timeout_s: limit on one build.
         run_timeout_s: limit on checking and timing one candidate.
-        connect_timeout_s: limit on getting a session; None for 10 s, and for boards that are not
-            ours longer than a hung session may last there.
+        connect_timeout_s: seconds to wait for a session. None for 10 s on our own server, which is
+            free; 315 s elsewhere, as another client's hung session may hold the board for 300 s.
         lock_timeout_s: how long to wait for another tvmsep that measures on this host.
         seed: of the random inputs on which candidates run.
 

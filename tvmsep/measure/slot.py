@@ -26,9 +26,11 @@ from tvmsep.rpc import client
 PREPARE_TIMEOUT_S = 120.0
 """For uploading a task's tensors and computing its reference, once a task."""
 REMOTE_SESSION_S = 300.0
-"""Asked of servers that are not ours: they would let a hung session block the board for ever."""
+"""Seconds, asked of servers that are not ours: they would let a hung session block the board for
+ever."""
 LONG_SESSION_S = 3600.0
-"""The same for a whole network, whose variants take turns in one session."""
+"""Seconds, asked of the same servers for a whole network: its variants take turns in one session,
+for minutes on a slow board, and an hour is more than they ever need."""
 HOME_RETRY_S = 0.2
 """Between two attempts to be lent a certain board: a tracker lends what waited longest."""
 HANDSHAKE_S = 15.0

@@ -6,6 +6,7 @@ one layer ranks the untried configs of another (the idea of AutoTVM, Chen et al.
 
 from __future__ import annotations
 
+import functools
 import math
 import zlib
 from collections import defaultdict
@@ -20,7 +21,7 @@ if TYPE_CHECKING:
     import xgboost
 
 _FAILED = -3.0
-_MIN_ROWS = 12  # and a tenth more than the last time, since fitting costs as much as a trial
+_MIN_ROWS = 8  # and a tenth more than the last time, since fitting costs as much as a trial
 _ROUNDS = 120
 _TREES: dict[str, Any] = {
     "max_depth": 5, "eta": 0.1, "min_child_weight": 3, "subsample": 0.9, "colsample_bytree": 0.7,
@@ -44,6 +45,7 @@ def _waste(extent: int, tile: int) -> float:
     return math.log2(-(-extent // tile) * tile / extent)
 
 
+@functools.lru_cache(maxsize=1 << 16)
 def features(w: Workload, threads: int, c: Config) -> list[float]:
     """Numbers that describe one config of one workload, comparable within a template."""
     whole = [max(v, 1) for v in c.values() if isinstance(v, int)]
@@ -65,6 +67,9 @@ def features(w: Workload, threads: int, c: Config) -> list[float]:
 class CostModel:
     """Ranks configs of tasks of one template; knows nothing until it has seen a few trials.
 
+    Earlier logs are learnt once. Their prediction is the base margin of the trees that this run's
+    trials grow, which so learn only where the earlier logs are wrong, however long these are.
+
     Args:
         seed: of the trees.
         target: whose trials it ranks.
@@ -75,42 +80,59 @@ class CostModel:
     def __init__(self, seed: int, target: str = "", prior: Sequence[Trial] = ()) -> None:
         self._seed = seed
         self._booster: xgboost.Booster | None = None
-        self._rows = -1
-        self._prior = _rows(prior)
-        self._prior_weights = [
-            PRIOR_WEIGHT if t.target == target else RELATED_WEIGHT for t in _grouped(prior)
-        ]
+        self._earlier: xgboost.Booster | None = None
+        self._rows = 0
+        self._prior = [*prior]
+        self._target = target
 
     @property
     def trained(self) -> bool:
         """Whether it has seen enough to rank anything."""
-        return self._booster is not None
+        return self._booster is not None or self._earlier is not None
 
     def fit(self, trials: Iterable[Trial]) -> None:
         """Learn from all trials of the template, failures included."""
-        rows, target = _rows(trials)
-        many = len(rows) + len(self._prior[0]) >= _MIN_ROWS
-        if not many or len(rows) < max(1.1 * self._rows, self._rows + 1):
-            return
-        self._rows = len(rows)
+        if len(self._prior) >= _MIN_ROWS:
+            rows, labels = _rows(self._prior)
+            here = [t.target == self._target for t in _grouped(self._prior)]
+            weights = np.where(here, PRIOR_WEIGHT, RELATED_WEIGHT)
+            self._earlier = self._grown(rows, labels, weights)
+        self._prior = []
+        rows, labels = _rows(trials)
+        if len(rows) >= max(_MIN_ROWS, 1.1 * self._rows, self._rows + 1):
+            self._rows = len(rows)
+            self._booster = self._grown(rows, labels)
+
+    def _grown(
+        self,
+        rows: list[list[float]],
+        labels: list[float],
+        weights: np.ndarray[Any, Any] | None = None,
+    ) -> xgboost.Booster:
         import xgboost
 
-        data = xgboost.DMatrix(
-            np.asarray([*rows, *self._prior[0]], np.float32),
-            np.asarray([*target, *self._prior[1]], np.float32),
-            weight=np.asarray([1.0] * len(rows) + self._prior_weights, np.float32),
-        )
-        self._booster = xgboost.train({**_TREES, "seed": self._seed}, data, num_boost_round=_ROUNDS)
+        data = self._matrix(rows)
+        data.set_label(np.asarray(labels, np.float32))
+        if weights is not None:
+            data.set_weight(weights)
+        return xgboost.train({**_TREES, "seed": self._seed}, data, num_boost_round=_ROUNDS)
+
+    def _matrix(self, rows: list[list[float]]) -> xgboost.DMatrix:
+        """Features, with what earlier logs predict of them."""
+        import xgboost
+
+        data = xgboost.DMatrix(np.asarray(rows, np.float32))
+        if self._earlier is not None:
+            data.set_base_margin(self._earlier.predict(data))
+        return data
 
     def predict(self, task: Task, configs: Sequence[Config]) -> np.ndarray[Any, Any]:
         """Predicted `log(best / time)` of each config: larger is better."""
-        if self._booster is None:
+        if not self.trained:
             raise RuntimeError("fit the model before asking it")
-        import xgboost
-
-        rows = [features(task.workload, task.threads, c) for c in configs]
-        scores: np.ndarray[Any, Any] = self._booster.predict(
-            xgboost.DMatrix(np.asarray(rows, np.float32))
+        data = self._matrix([features(task.workload, task.threads, c) for c in configs])
+        scores: np.ndarray[Any, Any] = (
+            data.get_base_margin() if self._booster is None else self._booster.predict(data)
         )
         return scores
 

@@ -30,9 +30,8 @@ if TYPE_CHECKING:
 
 FIRST_BATCH = 4
 """Of a task that was never measured: the default and a few more, so that every task has its turn
-before a short budget is over."""
-FIRST_BATCH_TAUGHT = 3
-"""The same where earlier logs have taught the cost model: the default and its two favourites."""
+before a short budget is over. Where earlier logs have taught the cost model the few are its
+favourites."""
 PLATEAU_GAIN = 0.003
 PLATEAU_TRIALS = 160
 RESERVE = 0.35
@@ -186,8 +185,7 @@ def _choose(
         return "exhausted", None
     if first and (best.trials or any(best is b for b in busy)):
         return "", None
-    few = FIRST_BATCH_TAUGHT if run.taught(best.task.template) else FIRST_BATCH
-    size = BATCH * min(run.farm.boards, MAX_BATCHES) if best.trials else few
+    size = BATCH * min(run.farm.boards, MAX_BATCHES) if best.trials else FIRST_BATCH
     return "", (best, run.propose(best, int(min(size, left))))
 
 
