@@ -1,9 +1,9 @@
 """A board's runtime without a wheel: TVM's runtime and an RPC server, compiled here for a target.
 
-TVM's wheel ships the sources of its runtime, all but eight headers, which are in `runtime/tvm`. What
-measuring needs of them (FFI, tensors, threads, RPC, Relax's virtual machine) becomes one library,
-`runtime/*.cc` a server beside it. Sources are compiled in two large units: most of the time goes
-into headers. LLVM's libc++ is linked in, so the board needs a C library and nothing else.
+TVM's wheel ships the sources of its runtime, all but eight headers, which are in `runtime/tvm`.
+What measuring needs of them (FFI, tensors, threads, RPC, Relax's virtual machine) becomes one
+library, `runtime/*.cc` a server beside it. Sources are compiled in a few large units: most of the
+time goes into headers. LLVM's libc++ is linked in, so a board needs a C library and nothing else.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ import signal
 import subprocess
 import tempfile
 from collections.abc import Callable, Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import ThreadPoolExecutor, as_completed
 from importlib import metadata, util
 from pathlib import Path
 
@@ -41,8 +41,8 @@ _FFI = (
     "extra/json_writer"
 )
 _RUNTIME = (
-    "module device_api cpu_device_api file_utils logging tensor thread_pool threading_backend timer "
-    "workspace_pool memory/memory_manager vm/vm vm/executable vm/bytecode vm/builtin"
+    "module device_api cpu_device_api file_utils logging tensor thread_pool threading_backend "
+    "timer workspace_pool memory/memory_manager vm/vm vm/executable vm/bytecode vm/builtin"
 )
 _RPC = "rpc/rpc_endpoint rpc/rpc_local_session rpc/rpc_module rpc/rpc_server_env rpc/rpc_session"
 _UNITS = {
@@ -57,6 +57,10 @@ _LIBRARY_FLAGS = (
     "-DTVM_FFI_EXPORTS", "-DTVM_RUNTIME_EXPORTS", "-DTVM_THREADPOOL_USE_OPENMP=0",
     "-DTVM_FFI_USE_LIBBACKTRACE=0", "-DTVM_FFI_BACKTRACE_ON_SEGFAULT=0",
 )  # fmt: skip
+_LIBRARY = "libtvm_runtime.so"
+_LINK_LIBRARY = ("-shared", "-s", "-Wl,-z,defs", "-Wl,--gc-sections", f"-Wl,-soname,{_LIBRARY}")
+_PROGRAM = "tvmsep-server"
+_LINK_PROGRAM = ("-s", "-Wl,-rpath,$ORIGIN", "-L.", "-ltvm_runtime")
 
 
 def build(t: Target, out: Path, say: Callable[[str], None]) -> bool:
@@ -84,14 +88,14 @@ def build(t: Target, out: Path, say: Callable[[str], None]) -> bool:
     if not out.parent.is_dir():
         raise InputError(f"{out.parent} is no folder: make it, or name another with -o")
     cache = platformdirs.user_cache_path("tvmsep")
-    kept = cache / "runtimes" / f"{triple}-{_digest(t, triple)}"
+    kept = cache / "runtimes" / f"{triple}-{_digest(triple)}"
     fresh = not _sound(kept)
     try:
         if fresh:
             say(f"compiling TVM's runtime for {triple}: some minutes, once")
             scratch = Scratch("tvmsep-runtime-")
             try:
-                made = _make(t, triple, scratch.path, cache / "zig")
+                made = _make(triple, scratch.path, cache / "zig")
                 _place(made, kept)
             finally:
                 scratch.close()
@@ -120,12 +124,11 @@ def _versions() -> dict[str, str]:
     return {k: metadata.version(p) for k, p in packages.items()} | {"tvmsep": __version__}
 
 
-def _digest(t: Target, triple: str) -> str:
+def _digest(triple: str) -> str:
     """Of all that decides what is built."""
-    known = hashlib.sha256(
-        json.dumps([t.name, triple, _versions(), _FLAGS, _LIBRARY_FLAGS]).encode()
-    )
-    for path in sorted([Path(__file__), *_OURS.rglob("*")]):
+    words = [triple, _versions(), _UNITS, _FLAGS, _LIBRARY_FLAGS, _LINK_LIBRARY, _LINK_PROGRAM]
+    known = hashlib.sha256(json.dumps(words).encode())
+    for path in sorted(_OURS.rglob("*")):
         if path.is_file():
             known.update(path.read_bytes())
     return known.hexdigest()[:16]
@@ -230,22 +233,14 @@ class _Compiler:
             self.stop()
             lines = [line.strip() for line in said.splitlines() if "error:" in line]
             text = "; ".join(lines[:3]) or said.strip()[-300:]
-            raise LinkRefused(f"{what}: {text}")
+            raise LinkRefused(f"{what} does not compile for {self._command[3]}: {text}")
 
-    def all(self, jobs: dict[str, Sequence[str]]) -> None:
-        """Run several, as many at once as there are cores."""
+    def all(self, jobs: dict[str, list[str]]) -> None:
+        """Run several, as many at once as there are cores; the first failure is raised."""
         with ThreadPoolExecutor(os.cpu_count() or 1) as pool:
             try:
-                waiting = [pool.submit(self.run, *job) for job in jobs.items()]
-                first: LinkRefused | None = None
-                for job in waiting:
-                    try:
-                        job.result()
-                    except LinkRefused as error:
-                        if first is None or first.args[0].endswith(": "):
-                            first = error
-                if first:
-                    raise first
+                for job in as_completed([pool.submit(self.run, *job) for job in jobs.items()]):
+                    job.result()
             except BaseException:
                 self.stop()
                 raise
@@ -263,7 +258,7 @@ def _kill(proc: subprocess.Popen[str]) -> None:
         os.killpg(proc.pid, signal.SIGKILL)
 
 
-def _make(t: Target, triple: str, folder: Path, cache: Path) -> Path:
+def _make(triple: str, folder: Path, cache: Path) -> Path:
     """Compile in a folder; answers the one with what a board gets."""
     source, made = folder / "source", folder / "made"
     made.mkdir()
@@ -274,30 +269,25 @@ def _make(t: Target, triple: str, folder: Path, cache: Path) -> Path:
     names = {"TVM_VERSION": "tvm", "FFI_VERSION": "tvm_ffi", "TVMSEP_VERSION": "tvmsep"}
     told = [f'-D{k}="{versions[v]}"' for k, v in names.items()]
     strict = ["-Wall", "-Wextra", "-Wno-unused-parameter", "-Werror"]
-    words = {n: [*_FLAGS, *strict, *told, "-c", f"{n}.cc", "-o", f"{n}.o"] for n in _SERVER}
-    where = f"the runtime for {t.name} does not compile"
-    compiler.all({f"{where}: {n}.cc": w for n, w in words.items()})  # ours first: quick to fail
-    words = {u: [*_FLAGS, *_LIBRARY_FLAGS, "-c", f"{u}.cc", "-o", f"{u}.o"] for u in _UNITS}
-    compiler.all({f"{where}: TVM's {u}": w for u, w in words.items()})
-    library = "libtvm_runtime.so"
-    link = ["-shared", "-s", "-Wl,-z,defs", "-Wl,--gc-sections", f"-Wl,-soname,{library}"]
-    compiler.run(f"{where}: {library}", [*link, "-o", library, *(f"{u}.o" for u in _UNITS)])
-    link = ["-s", "-Wl,-rpath,$ORIGIN", "-L.", "-o", "tvmsep-server"]
-    link += [*(f"{n}.o" for n in _SERVER), "-ltvm_runtime"]
-    compiler.run(f"{where}: tvmsep-server", link)
-    for name in (library, "tvmsep-server"):
+    jobs = {n: [*_FLAGS, *strict, *told, "-c", f"{n}.cc", "-o", f"{n}.o"] for n in _SERVER}
+    compiler.all(jobs)  # ours first: quick to fail
+    jobs = {u: [*_FLAGS, *_LIBRARY_FLAGS, "-c", f"{u}.cc", "-o", f"{u}.o"] for u in _UNITS}
+    compiler.all(jobs)
+    compiler.run(_LIBRARY, [*(f"{u}.o" for u in _UNITS), *_LINK_LIBRARY, "-o", _LIBRARY])
+    compiler.run(_PROGRAM, [*(f"{n}.o" for n in _SERVER), *_LINK_PROGRAM, "-o", _PROGRAM])
+    for name in (_LIBRARY, _PROGRAM):
         shutil.copy(source / name, made)
         (made / name).chmod(0o755)
     shutil.copy(_OURS / "tvmsep-server.service", made)
     text = (_OURS / "README.in").read_text()
-    facts = {"name": t.name, "triple": triple.removesuffix(f".{GLIBC}"), "glibc": GLIBC}
-    (made / "README.md").write_text(text.format(**facts, tvm=versions["tvm"], folder="DIR"))
+    about = {"triple": triple.removesuffix(f".{GLIBC}"), "glibc": GLIBC}
+    (made / "README.md").write_text(text.format(**about, tvm=versions["tvm"]))
     (made / "licenses").mkdir()
     for name, path in _licences():
         shutil.copyfile(path, made / "licenses" / name)
     files = {str(p.relative_to(made)): _sha256(p) for p in sorted(made.rglob("*")) if p.is_file()}
-    about = {"target": t.name, "triple": facts["triple"], "glibc": GLIBC, "versions": versions}
-    (made / ABOUT).write_text(json.dumps({**about, "sha256": files}, indent=1) + "\n")
+    text = json.dumps({**about, "versions": versions, "sha256": files}, indent=1)
+    (made / ABOUT).write_text(text + "\n")
     return made
 
 
