@@ -58,7 +58,15 @@ _LIBRARY_FLAGS = (
     "-DTVM_FFI_USE_LIBBACKTRACE=0", "-DTVM_FFI_BACKTRACE_ON_SEGFAULT=0",
 )  # fmt: skip
 _LIBRARY = "libtvm_runtime.so"
-_LINK_LIBRARY = ("-shared", "-s", "-Wl,-z,defs", "-Wl,--gc-sections", f"-Wl,-soname,{_LIBRARY}")
+_EXPORTS = "exports.map"
+_LINK_LIBRARY = (
+    "-shared",
+    "-s",
+    "-Wl,-z,defs",
+    "-Wl,--gc-sections",
+    f"-Wl,-soname,{_LIBRARY}",
+    f"-Wl,--version-script={_EXPORTS}",
+)
 _PROGRAM = "tvmsep-server"
 _LINK_PROGRAM = ("-s", "-Wl,-rpath,$ORIGIN", "-L.", "-ltvm_runtime")
 
@@ -186,7 +194,7 @@ def _tree(folder: Path) -> None:
     for include in (tvm / "include", ffi / "include"):
         shutil.copytree(include, folder / "include", dirs_exist_ok=True)
     shutil.copytree(_OURS / "tvm", folder, dirs_exist_ok=True)
-    for path in (*_OURS.glob("*.cc"), *_OURS.glob("*.h")):
+    for path in (*_OURS.glob("*.cc"), *_OURS.glob("*.h"), _OURS / _EXPORTS):
         shutil.copy(path, folder)
     for unit, sources in _UNITS.items():
         text = "".join(f'#include "{source}"\n' for source in sources)
@@ -269,9 +277,11 @@ def _make(triple: str, folder: Path, cache: Path) -> Path:
     names = {"TVM_VERSION": "tvm", "FFI_VERSION": "tvm_ffi", "TVMSEP_VERSION": "tvmsep"}
     told = [f'-D{k}="{versions[v]}"' for k, v in names.items()]
     strict = ["-Wall", "-Wextra", "-Wno-unused-parameter", "-Werror"]
-    jobs = {n: [*_FLAGS, *strict, *told, "-c", f"{n}.cc", "-o", f"{n}.o"] for n in _SERVER}
+    jobs = {f"{n}.cc": [*_FLAGS, *strict, *told, "-c", f"{n}.cc", "-o", f"{n}.o"] for n in _SERVER}
     compiler.all(jobs)  # ours first: quick to fail
-    jobs = {u: [*_FLAGS, *_LIBRARY_FLAGS, "-c", f"{u}.cc", "-o", f"{u}.o"] for u in _UNITS}
+    jobs = {
+        f"TVM's {u}": [*_FLAGS, *_LIBRARY_FLAGS, "-c", f"{u}.cc", "-o", f"{u}.o"] for u in _UNITS
+    }
     compiler.all(jobs)
     compiler.run(_LIBRARY, [*(f"{u}.o" for u in _UNITS), *_LINK_LIBRARY, "-o", _LIBRARY])
     compiler.run(_PROGRAM, [*(f"{n}.o" for n in _SERVER), *_LINK_PROGRAM, "-o", _PROGRAM])

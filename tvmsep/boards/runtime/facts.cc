@@ -35,6 +35,8 @@ const struct { int bit; const char* name; } CAPS[] = {};
 #elif defined(__riscv)
 const char MACHINE[] = "riscv64";
 const struct { int bit; const char* name; } CAPS[] = {};
+#else
+#error unknown machine: name it here, as `uname -m` does
 #endif
 
 std::string read(const std::string& path) {

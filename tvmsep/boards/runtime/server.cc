@@ -307,6 +307,8 @@ class Server {
       for (int s : {SIGTERM, SIGHUP, SIGCHLD, SIGALRM}) signal(s, SIG_DFL);
       signal(SIGINT, SIG_IGN);
       close(listener_);
+      close(pipes[0]);
+      if (tracker_ && tracker_->fd() >= 0) close(tracker_->fd());  // the tracker waits for its end
       session(conn, pipes[1], o_, folder, parent);
     }
     close(pipes[1]);
@@ -371,6 +373,11 @@ int main(int count, char** words) {
   if (loopback && far && o.given.host.empty())
     fail("the server listens on " + o.at.host + " only, which clients of the tracker at " + o.tracker.host +
          " do not reach: add --host with this board's address");
+  if (pipe2(wake, O_CLOEXEC | O_NONBLOCK)) fail(strerror(errno));
+  struct sigaction act = {};
+  act.sa_handler = on_signal;
+  for (int s : {SIGTERM, SIGINT, SIGHUP, SIGCHLD}) sigaction(s, &act, nullptr);
+  signal(SIGPIPE, SIG_IGN);
   setenv("TVM_NUM_THREADS", std::to_string(o.threads).c_str(), 1);  // the pool never grows past this
   int listener = tvmsep::open_socket(o.at, true);
   std::string where = o.at.host + ":" + std::to_string(o.at.port);
@@ -385,11 +392,6 @@ int main(int count, char** words) {
         "runs code on this machine; use it only behind a firewall");
   std::string scratch = (fs::temp_directory_path() / "tvmsep-server-XXXXXX").string();
   if (!mkdtemp(scratch.data())) fail(scratch + ": " + strerror(errno) + "; set TMPDIR");
-  if (pipe2(wake, O_CLOEXEC | O_NONBLOCK)) fail(strerror(errno));
-  struct sigaction act = {};
-  act.sa_handler = on_signal;
-  for (int s : {SIGTERM, SIGINT, SIGHUP, SIGCHLD}) sigaction(s, &act, nullptr);
-  signal(SIGPIPE, SIG_IGN);
   if (o.given.host.empty()) {
     bool all = o.at.host == "0.0.0.0" || o.at.host == "::";
     o.given = {loopback || all ? "" : o.at.host, o.at.port};
