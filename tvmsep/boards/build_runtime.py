@@ -2,7 +2,7 @@
 
 TVM's wheel ships the sources of its runtime, all but eight headers, which are in `runtime/tvm`.
 What measuring needs of them (FFI, tensors, threads, RPC, Relax's virtual machine) becomes one
-library, `runtime/*.cc` a server beside it. Sources are compiled in a few large units: most of the
+program with the server in `runtime/*.cc`. Sources are compiled in a few large units: most of the
 time goes into headers. LLVM's libc++ is linked in, so a board needs a C library and nothing else.
 """
 
@@ -52,23 +52,15 @@ _UNITS = {
 }
 _SERVER = ("facts", "tracker", "server")
 _FLAGS = ("-std=c++20", "-O2", "-g0", "-fPIC", "-fvisibility=hidden", "-I.", "-Iinclude")
-_LIBRARY_FLAGS = (
+_TVM_FLAGS = (
     "-fvisibility-inlines-hidden", "-ffunction-sections", "-Wno-everything", "-DNDEBUG",
     "-DTVM_FFI_EXPORTS", "-DTVM_RUNTIME_EXPORTS", "-DTVM_THREADPOOL_USE_OPENMP=0",
     "-DTVM_FFI_USE_LIBBACKTRACE=0", "-DTVM_FFI_BACKTRACE_ON_SEGFAULT=0",
 )  # fmt: skip
-_LIBRARY = "libtvm_runtime.so"
-_EXPORTS = "exports.map"
-_LINK_LIBRARY = (
-    "-shared",
-    "-s",
-    "-Wl,-z,defs",
-    "-Wl,--gc-sections",
-    f"-Wl,-soname,{_LIBRARY}",
-    f"-Wl,--version-script={_EXPORTS}",
-)
 _PROGRAM = "tvmsep-server"
-_LINK_PROGRAM = ("-s", "-Wl,-rpath,$ORIGIN", "-L.", "-ltvm_runtime")
+_LINK = ("-rdynamic", "-s", "-Wl,--gc-sections", "-o", _PROGRAM)
+"""What is loaded finds TVM in the program. A library beside it would have a second libc++, and
+TVM's exceptions, which cross from one to the other, would not be caught."""
 
 
 def build(t: Target, out: Path, say: Callable[[str], None]) -> bool:
@@ -134,7 +126,7 @@ def _versions() -> dict[str, str]:
 
 def _digest(triple: str) -> str:
     """Of all that decides what is built."""
-    words = [triple, _versions(), _UNITS, _FLAGS, _LIBRARY_FLAGS, _LINK_LIBRARY, _LINK_PROGRAM]
+    words = [triple, _versions(), _UNITS, _FLAGS, _TVM_FLAGS, _LINK]
     known = hashlib.sha256(json.dumps(words).encode())
     for path in sorted(_OURS.rglob("*")):
         if path.is_file():
@@ -194,7 +186,7 @@ def _tree(folder: Path) -> None:
     for include in (tvm / "include", ffi / "include"):
         shutil.copytree(include, folder / "include", dirs_exist_ok=True)
     shutil.copytree(_OURS / "tvm", folder, dirs_exist_ok=True)
-    for path in (*_OURS.glob("*.cc"), *_OURS.glob("*.h"), _OURS / _EXPORTS):
+    for path in (*_OURS.glob("*.cc"), *_OURS.glob("*.h")):
         shutil.copy(path, folder)
     for unit, sources in _UNITS.items():
         text = "".join(f'#include "{source}"\n' for source in sources)
@@ -279,15 +271,11 @@ def _make(triple: str, folder: Path, cache: Path) -> Path:
     strict = ["-Wall", "-Wextra", "-Wno-unused-parameter", "-Werror"]
     jobs = {f"{n}.cc": [*_FLAGS, *strict, *told, "-c", f"{n}.cc", "-o", f"{n}.o"] for n in _SERVER}
     compiler.all(jobs)  # ours first: quick to fail
-    jobs = {
-        f"TVM's {u}": [*_FLAGS, *_LIBRARY_FLAGS, "-c", f"{u}.cc", "-o", f"{u}.o"] for u in _UNITS
-    }
+    jobs = {f"TVM's {u}": [*_FLAGS, *_TVM_FLAGS, "-c", f"{u}.cc", "-o", f"{u}.o"] for u in _UNITS}
     compiler.all(jobs)
-    compiler.run(_LIBRARY, [*(f"{u}.o" for u in _UNITS), *_LINK_LIBRARY, "-o", _LIBRARY])
-    compiler.run(_PROGRAM, [*(f"{n}.o" for n in _SERVER), *_LINK_PROGRAM, "-o", _PROGRAM])
-    for name in (_LIBRARY, _PROGRAM):
-        shutil.copy(source / name, made)
-        (made / name).chmod(0o755)
+    compiler.run(_PROGRAM, [*(f"{n}.o" for n in (*_SERVER, *_UNITS)), *_LINK])
+    shutil.copy(source / _PROGRAM, made)
+    (made / _PROGRAM).chmod(0o755)
     shutil.copy(_OURS / "tvmsep-server.service", made)
     text = (_OURS / "README.in").read_text()
     about = {"triple": triple.removesuffix(f".{GLIBC}"), "glibc": GLIBC}

@@ -1,5 +1,6 @@
 // The RPC server loop over a socket, in place of TVM's rpc_socket_impl.cc: a board needs no client.
 #include <errno.h>
+#include <string.h>
 #include <sys/socket.h>
 #include <unistd.h>
 
