@@ -22,7 +22,8 @@ def files(arch: str) -> Path:
     found = CACHE / arch
     made = list(found.glob(".made-by-*"))
     if not made:
-        pytest.skip(f"no emulated {arch}: run tests/boards/prepare.sh {arch} {found}")
+        script = "prepare_armhf.sh" if arch == "armhf" else f"prepare.sh {arch}"
+        pytest.skip(f"no emulated {arch}: run tests/boards/{script} {found}")
     return found
 
 

@@ -1,6 +1,6 @@
 """Kernels for each kind of ARM core, run by qemu-user without TVM's runtime, against NumPy.
 
-This is what stands in for a 32-bit board, for which no TVM runtime is on PyPI.
+`test_runtime.py` runs a whole network on a 32-bit board, with the runtime that we compile.
 """
 
 from __future__ import annotations

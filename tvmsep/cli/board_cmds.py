@@ -1,4 +1,4 @@
-"""Verbs about boards: `tracker`, `boards`, `board serve|deploy|undeploy|doctor`."""
+"""Verbs about boards: `tracker`, `boards`, `board serve|deploy|build-runtime|undeploy|doctor`."""
 
 from __future__ import annotations
 
@@ -190,6 +190,26 @@ def _tracker_runs(text: str) -> bool:
     except BoardError:
         return False
     return True
+
+
+@board.command("build-runtime")
+def build_runtime(
+    target: Annotated[str, typer.Option(help="A Linux target's name or TOML file.")],
+    output: Annotated[
+        Path, typer.Option("-o", "--output", metavar="DIR", help="Folder to write; must not exist.")
+    ],
+) -> None:
+    """Compile TVM's runtime and an RPC server for boards without Python: a folder to copy there.
+
+    The sources are those in TVM's wheel, the compiler is zig's. The first build for a target takes
+    minutes; it is kept in the cache.
+    """
+    from tvmsep.boards.build_runtime import build
+    from tvmsep.targets import load_target
+
+    compiled = build(load_target(target), output, _say)
+    print(f"{output}: {'compiled' if compiled else 'from the cache'}")
+    print(f"next: copy it to the board, and see {output / 'README.md'}")
 
 
 @board.command()

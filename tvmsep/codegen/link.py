@@ -85,13 +85,13 @@ def compile_c(source: Path, triple: str) -> bytes:
     flags = ["-c", "-O2", "-g0", "-fPIC", "-fvisibility=hidden", "-Wall", "-Wextra", "-Werror"]
     with tempfile.TemporaryDirectory(prefix="tvmsep-") as folder:
         out = Path(folder) / "out.o"
-        command = [zig(), "cc", *flags, "-target", _zig_triple(triple)]
+        command = [zig(), "cc", *flags, "-target", zig_triple(triple)]
         caches = {"ZIG_GLOBAL_CACHE_DIR": folder, "ZIG_LOCAL_CACHE_DIR": folder}
         _run([*command, str(source), "-o", str(out)], env={**os.environ, **caches})
         return out.read_bytes()
 
 
-def _zig_triple(triple: str) -> str:
+def zig_triple(triple: str) -> str:
     """A triple of LLVM's as zig writes it: without a vendor and the version of ARM or macOS."""
     machine, *rest = triple.split("-")
     for prefix, name in (("armv", "arm"), ("arm64", "aarch64"), ("i686", "x86")):

@@ -1,0 +1,16 @@
+// What a board says about itself, as tvmsep/measure/facts.py does in Python.
+#pragma once
+#include <string>
+
+namespace tvmsep {
+
+std::string json_string(const std::string& text);  // as JSON
+
+// A JSON object's members, without its braces: what a tracker is told, or all that is known.
+std::string facts(int threads, bool all);
+
+std::string cpu_name();
+std::string boot_id();
+int cores();  // that this process may use
+
+}  // namespace tvmsep
