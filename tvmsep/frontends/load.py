@@ -209,6 +209,11 @@ def _onnx_reference(original: str | bytes, inputs: tuple[TensorSpec, ...]) -> Re
                 ) from error
             session.append(made)
         names = [spec.name for spec in inputs]
-        return list(session[0].run(None, dict(zip(names, arrays, strict=True))))
+        try:
+            return list(session[0].run(None, dict(zip(names, arrays, strict=True))))
+        except Exception as error:  # as above
+            raise ModelError(
+                f"onnxruntime fails on the model: {str(error).strip().splitlines()[-1]}"
+            ) from error
 
     return run

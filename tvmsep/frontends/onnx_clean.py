@@ -103,7 +103,7 @@ def clean(model: onnx.ModelProto, shapes: Mapping[str, Sequence[int]] | None) ->
     del graph.input[:]
     graph.input.extend(inputs)
     name_nodes(graph)
-    _check_wiring(graph)
+    _check_wiring(graph, opset(cleaned))
     fix_shapes(graph, shapes or {})
     del graph.value_info[:]
     for value in graph.output:
@@ -156,8 +156,8 @@ def _typed_length(tensor: onnx.TensorProto) -> int:
     return max(len(getattr(tensor, f)) for f in fields)
 
 
-def _check_wiring(graph: onnx.GraphProto) -> None:
-    """Every node reads what an input, a weight or an earlier node provides."""
+def _check_wiring(graph: onnx.GraphProto, version: int) -> None:
+    """Every node reads what an input, a weight or an earlier node provides, and all it needs."""
     known = {i.name for i in graph.input} | {t.name for t in graph.initializer} | {""}
     for node in graph.node:
         if not all(isinstance(t, str) for t in (node.name, node.op_type, *node.input)):
@@ -168,6 +168,7 @@ def _check_wiring(graph: onnx.GraphProto) -> None:
                 "ONNX standard: give the model as it was before onnxruntime or another tool "
                 "optimised it"
             )
+        _check_inputs(node, version)
         for name in node.input:
             if name not in known:
                 raise ModelError(
@@ -178,6 +179,26 @@ def _check_wiring(graph: onnx.GraphProto) -> None:
     for value in graph.output:
         if value.name not in known:
             raise ModelError(f"nothing provides output {value.name}: the file is damaged")
+
+
+def _check_inputs(node: onnx.NodeProto, version: int) -> None:
+    """No input that the operator needs is left out. TVM looks for it, wherever that is."""
+    defs = require_onnx().defs
+    if not defs.has(node.op_type, version, ""):
+        return
+    schema = defs.get_schema(node.op_type, version, "")
+    formal = list(schema.inputs)
+    given = len(node.input)
+    if schema.min_input <= given <= schema.max_input:
+        options = [formal[min(i, len(formal) - 1)].option for i in range(given)]
+        optional = defs.OpSchema.FormalParameterOption.Optional
+        if all(n or o == optional for n, o in zip(node.input, options, strict=True)):
+            return
+    raise ModelError(
+        f"node {node.name} ({node.op_type}) has not the inputs that the operator needs "
+        f"({', '.join(n or 'nothing' for n in node.input) or 'none'}): the file is damaged; "
+        "export it again"
+    )
 
 
 def fix_shapes(graph: onnx.GraphProto, shapes: Mapping[str, Sequence[int]]) -> None:
@@ -263,7 +284,7 @@ def _fold(model: onnx.ModelProto) -> onnx.ModelProto:
     while True:
         try:
             model = onnx.shape_inference.infer_shapes(model, data_prop=True)
-        except onnx.shape_inference.InferenceError as error:
+        except (onnx.shape_inference.InferenceError, ValueError, MemoryError) as error:
             raise ModelError(
                 f"the model's shapes contradict each other: {_first_line(error)}"
             ) from error

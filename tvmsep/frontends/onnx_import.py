@@ -17,7 +17,7 @@ from tvm.relax.frontend.onnx import onnx_frontend as stock
 from tvmsep.contracts import ModelError
 from tvmsep.frontends.names import identifier
 from tvmsep.frontends.onnx_clean import name_nodes, opset, require_onnx
-from tvmsep.frontends.onnx_ops import CONVERTERS, Expr
+from tvmsep.frontends.onnx_ops import CONVERTERS, Expr, check_kernel
 
 if TYPE_CHECKING:
     import onnx
@@ -40,7 +40,8 @@ def to_relax(model: onnx.ModelProto) -> tvm.IRModule:
         try:
             module = importer.from_onnx(model.graph, opset(model))
         except Exception as error:
-            importer.bb._end_block()  # or TVM complains on stderr when the builder goes
+            with contextlib.suppress(tvm.error.InternalError):  # there may be none yet
+                importer.bb._end_block()  # or TVM complains on stderr when the builder goes
             if isinstance(error, ModelError):
                 raise
             raise ModelError(
@@ -127,6 +128,8 @@ class _Importer(stock.ONNXGraphImporter):  # type: ignore[misc]
         name = attrs["tvm_custom"]["name"]
         attrs["opset"] = opset
         try:
+            if op_name == "ConvTranspose":
+                check_kernel(inputs[0], inputs[1], attrs, transposed=True)
             if op_name in CONVERTERS:
                 expr = CONVERTERS[op_name](self.bb, inputs, attrs)
             else:

@@ -78,11 +78,29 @@ def _dilations(attrs: dict[str, Any], rank: int) -> list[int]:
     return list(attrs.get("dilations", [1] * rank))
 
 
+def check_kernel(data: Expr, weight: Expr, attrs: dict[str, Any], *, transposed: bool) -> None:
+    """TVM takes a convolution whose kernel does not fit, and computes something else.
+
+    Raises:
+        ModelError: the kernel does not fit the input, the groups or `kernel_shape`.
+    """
+    (channels, *_), (first, second, *image) = _dims(data)[1:], _dims(weight)
+    groups = attrs.get("group", 1)
+    into, out = (first, second) if transposed else (second * groups, first)
+    fits = groups > 0 and into == channels and (channels if transposed else out) % groups == 0
+    if not fits or list(attrs.get("kernel_shape", image)) != list(image):
+        raise ModelError(
+            f"its kernel {list(_dims(weight))} in {groups} groups does not fit an input of "
+            f"{channels} channels, or its kernel_shape: the file is damaged; export it again"
+        )
+
+
 def _conv(bb: Any, inputs: list[Any], attrs: dict[str, Any]) -> Expr:
     data, weight, bias = inputs[0], inputs[1], inputs[2]
     rank = len(_dims(data)) - 2
     if rank not in (1, 2, 3):
         raise ModelError(f"its input has {rank + 2} dimensions: 3, 4 or 5 are supported")
+    check_kernel(data, weight, attrs, transposed=False)
     before, after = _pads(attrs, _dims(data)[2:], _dims(weight)[2:])
     op = (relax.op.nn.conv1d, relax.op.nn.conv2d, relax.op.nn.conv3d)[rank - 1]
     out = op(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import re
 from typing import TYPE_CHECKING, Any
 
@@ -14,6 +15,7 @@ from tvmsep.graph.ir import Graph, Node
 if TYPE_CHECKING:
     from tvm import IRModule
 
+_MOST_ELEMENTS = 2**31 - 1
 TUPLE = (-1,)
 """The shape of a value that is a tuple of tensors."""
 
@@ -149,7 +151,13 @@ def _shape(var: Any) -> tuple[int, ...]:
         raise ModelError(
             f"{var.name}: shape {ty.shape} is dynamic; fix it with `--shape name=1,3,224,224`"
         )
-    return tuple(int(d) for d in dims)
+    shape = tuple(int(d) for d in dims)
+    if math.prod(shape) > _MOST_ELEMENTS:
+        raise ModelError(
+            f"{var.name} has the shape {list(shape)}, more than {_MOST_ELEMENTS} elements: kernels "
+            "count with 32 bits; give a smaller picture or batch"
+        )
+    return shape
 
 
 def _dtype(var: Any) -> str:
