@@ -82,6 +82,47 @@ def test_resize_between_convolutions(case: int, local: Target) -> None:
     check(net, y, local, 1 + case % 2)
 
 
+def shuffled(net: Net, x: str, groups: int = 2) -> str:
+    n, c, h, w = net.shapes[x]
+    x = net.op("Reshape", x, net.ints(n, groups, c // groups, h, w))
+    return net.op("Reshape", net.op("Transpose", x, perm=[0, 2, 1, 3, 4]), net.ints(n, c, h, w))
+
+
+def mixed(net: Net, case: int) -> str:
+    """Channels joined, cut and shuffled between every kind of operator."""
+    x = net.act(net.conv(net.input(1 + case % 2, 3, 11, 9), 48), "relu")
+    match case:
+        case 0:
+            return net.depthwise(shuffled(net, x), 3)
+        case 1:
+            y = shuffled(net, net.op("Concat", x, net.conv(x, 16), axis=1))
+            return net.op("Add", y, net.conv(y, 64))
+        case 2:
+            y = shuffled(net, x, 3)
+            return net.op("Concat", net.squeeze_excite(y), net.op("Mul", x, y), y, axis=1)
+        case 3:
+            left, right = net.ops("Split", x, net.ints(7, 41), outputs=2, axis=1)
+            return net.op("Concat", right, net.conv(left, 5), left, right, axis=1)
+        case 4:
+            cut = net.op("Slice", x, net.ints(-20), net.ints(-3), net.ints(1), net.ints(1))
+            other = net.op("Slice", x, net.ints(3), net.ints(40), net.ints(1))
+            y = net.op("Concat", cut, other, axis=1)
+            return net.conv(net.act(y, "silu"), 6, 3, pads=[1] * 4)
+        case 5:
+            y = net.conv(shuffled(net, x, 4), 48, 3, groups=4, pads=[1] * 4)
+            return net.op("MaxPool", shuffled(net, y, 6), kernel_shape=[3, 3], strides=[2, 2])
+        case _:
+            y = net.op("Concat", net.inputs[0], x, axis=1)
+            return net.conv(net.act(y, "relu6"), 9)
+
+
+@pytest.mark.parametrize("case", range(7))
+def test_channels_between_other_operators(case: int, local: Target) -> None:
+    net = Net(case)
+    out = mixed(net, case)
+    check(net, out, local, 1 + case % 2)
+
+
 def test_text_of_a_network_with_foreign_operators_can_be_read_back(local: Target) -> None:
     """Their weights are parameters: text holds no arrays."""
     net = Net(1)

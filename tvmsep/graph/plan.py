@@ -329,9 +329,10 @@ class _Planner:
         block = choose_block(node.shape[1], self.target)
         readers = self.readers[node.name]
         one_image = all(
-            r.op == "channels" or (r.op == "conv" and r.inputs.index(node.name) == 0)
+            r.op == "channels"
+            or (r.op == "conv" and r.attrs["groups"] == 1 and node.name not in r.inputs[1:])
             for r in readers
-        )  # fmt: skip
+        )
         around = [node.attrs["kind"], *(r.attrs.get("kind", "") for r in readers)]
         shuffled = (
             any(k.startswith("shuffle") for k in around) and node.name not in self.graph.outputs
