@@ -61,7 +61,8 @@ class Channels:
             case "slice":
                 return number.isdigit() and int(number) + w.oc <= w.ic
             case "shuffle":
-                return number.isdigit() and w.ic == w.oc and w.ic % int(number) == 0
+                groups = int(number) if number.isdigit() else 0
+                return groups > 0 and w.ic == w.oc and w.ic % groups == 0
         return False
 
     def compute(self, w: Workload, t: Target, c: Config) -> tirx.PrimFunc:

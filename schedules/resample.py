@@ -48,13 +48,14 @@ class Resample:
     def accepts(self, w: Workload, t: Target) -> bool:
         """Blocked, same block on both sides."""
         kind, *modes = w.kind.split(":")
+        same = w.ic == w.oc and modes[:1] and modes[0] in COORDINATES
         known = {
-            "nearest": len(modes) == 2 and modes[0] in COORDINATES and modes[1] in ROUNDINGS,
-            "linear": len(modes) == 1 and modes[0] in COORDINATES,
+            "nearest": same and len(modes) == 2 and modes[1] in ROUNDINGS,
+            "linear": same and len(modes) == 1,
             "shuffle": w.ic == w.sh * w.sw * w.out_blocks * w.out_block,
-            "zeros": True,
+            "zeros": w.ic == w.oc and not modes,
         }
-        return w.op == "resample" and known.get(kind, False) and 0 < w.in_block == w.out_block
+        return w.op == "resample" and bool(known.get(kind)) and 0 < w.in_block == w.out_block
 
     def compute(self, w: Workload, t: Target, c: Config) -> tirx.PrimFunc:
         """Parameters: x `in_shape`, out `out_shape`."""
@@ -87,12 +88,12 @@ class Resample:
             elif kind == "linear":
                 top, bottom, down = between(h, w.ih, w.oh)
                 left, right, across = between(col, w.iw, w.ow)
+                one = tirx.const(1.0, "float32")
                 above, below = (
-                    at(n, cb, r, left, i)
-                    + (at(n, cb, r, right, i) - at(n, cb, r, left, i)) * across
+                    at(n, cb, r, left, i) * (one - across) + at(n, cb, r, right, i) * across
                     for r in (top, bottom)
                 )
-                v = above + (below - above) * down
+                v = above * (one - down) + below * down
             elif kind == "shuffle":
                 row, column = h + w.pads[0], col + w.pads[1]
                 phase = row % w.sh * w.sw + column % w.sw

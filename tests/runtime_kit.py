@@ -33,15 +33,18 @@ def build(target: str, out: Path) -> Path:
 class Server:
     """`tvmsep-server WORDS` of a runtime, its words in a file; `front` is an emulator."""
 
-    def __init__(self, runtime: Path, scratch: Path, *words: str, front: tuple[str, ...] = ()):
-        self.scratch, self.emulated = scratch, bool(front)
-        scratch.mkdir()
+    def __init__(
+        self, runtime: Path, scratch: Path, *words: str, front: tuple[str, ...] = (),
+        within: Path | None = None,
+    ) -> None:  # fmt: skip
+        self.runtime, self.scratch, self.emulated = runtime, within or scratch, bool(front)
+        self.scratch.mkdir(exist_ok=True)
         self.log = scratch.with_suffix(".log")
         with self.log.open("wb") as log:
             self.proc = subprocess.Popen(
                 [*front, str(runtime / "tvmsep-server"), "--key", "k", "--port", "0", *words],
                 stdin=subprocess.DEVNULL, stdout=log, stderr=log,
-                env={**os.environ, "TMPDIR": str(scratch)},
+                env={**os.environ, "TMPDIR": str(self.scratch)},
             )  # fmt: skip
         self.port = int(self.hears(r"board k at 127\.0\.0\.1:(\d+)")[1])
 
@@ -56,8 +59,8 @@ class Server:
     def sessions(self) -> list[int]:
         return tree(self.proc.pid)[1:]
 
-    def stop(self) -> None:
-        """End it: it leaves neither process nor file."""
+    def stop(self, *, empty: bool = True) -> None:
+        """End it: it leaves neither process nor file (unless others have files there)."""
         family = self.sessions()
         self.proc.terminate()
         try:
@@ -68,4 +71,4 @@ class Server:
         assert code == 0, self.log.read_text()
         assert not [p for p in family if Path(f"/proc/{p}").exists()]
         # A 32-bit program under qemu-user cannot list a folder of this host (EOVERFLOW).
-        assert self.emulated or not list(self.scratch.iterdir())
+        assert self.emulated or not empty or not list(self.scratch.iterdir())

@@ -9,6 +9,7 @@ import numpy as np
 import onnx
 import pytest
 from bundle_kit import picture
+from graph_kit import Net
 from onnx import numpy_helper
 from test_cli import refused
 from test_cli import tvmsep as command
@@ -141,3 +142,22 @@ def test_verify_as_a_command(folder: Path, tmp_path: Path) -> None:
     refused("verify", bundle, "--data", "d", "--expected", recorded, cwd=tmp_path,
             says=["--data belongs to a model"])  # fmt: skip
     refused("verify", bundle, "--expected", "nosuch.npz", cwd=tmp_path, says=["nosuch.npz"])
+
+
+def test_layers_are_looked_at_as_the_bundle_has_them(tmp_path: Path) -> None:
+    """Blocks narrowed around a shuffle, a scale inside a pointwise kernel: looking changes none."""
+    net = Net(4)
+    x = net.act(net.conv(net.input(1, 3, 12, 12), 48), "relu")
+    n, c, h, w = net.shapes[x]
+    x = net.op("Reshape", x, net.ints(n, 2, c // 2, h, w))
+    x = net.op("Reshape", net.op("Transpose", x, perm=[0, 2, 1, 3, 4]), net.ints(n, c, h, w))
+    x = net.act(net.conv(x, 48, 3, pads=[1] * 4), "relu6")
+    x = net.act(net.conv(net.squeeze_excite(x), 32), "hs_op")
+    model, data = tmp_path / "net.onnx", tmp_path / "data"
+    onnx.save(net.proto(net.conv(x, 10)), model)
+    tvmsep.build(model, out=tmp_path / "net.tvmsep", threads=1, logs=())
+    data.mkdir()
+    np.save(data / "a.npy", np.random.default_rng(0).standard_normal((1, 3, 12, 12), np.float32))
+    report = compare_data(tmp_path / "net.tvmsep", model, data)
+    assert report.layers >= 5 and report.parts_at is None
+    assert report.furthest is not None and 0 < report.furthest.error < 1e-5

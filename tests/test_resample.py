@@ -45,6 +45,8 @@ TRANSPOSED: list[dict[str, Any]] = [
     {"kernel_shape": [3, 3], "strides": [2, 2], "group": 2, "pads": [1] * 4},
     {"kernel_shape": [4, 4], "strides": [2, 2], "group": IC, "pads": [1] * 4},
     {"kernel_shape": [3, 3], "strides": [1, 2], "group": 3, "dilations": [1, 2]},
+    {"kernel_shape": [3, 3], "strides": [2, 2], "output_shape": [26, 19]},
+    {"kernel_shape": [5, 4], "strides": [2, 3], "output_shape": [26, 28], "group": 2},
 ]
 
 

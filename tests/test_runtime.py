@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -23,6 +24,8 @@ from tvmsep.boards import build_runtime
 from tvmsep.codegen import kernel
 from tvmsep.contracts import InputError, Target, Task, Workload
 from tvmsep.measure import Built, builder, facts, harness, host
+from tvmsep.measure import load as loads
+from tvmsep.measure.lock import Scratch
 from tvmsep.schedules import TEMPLATES
 from tvmsep.targets import load_target
 
@@ -113,6 +116,10 @@ def test_a_stock_client_is_served(
     same = ("machine", "bits", "cpu", "vendor", "cores", "parts", "features", "caches", "governors",
             "memory_bytes", "kernel", "tvm", "tvm_ffi", "tvmsep", "throttled", "home")  # fmt: skip
     assert {k: here[k] for k in same} == {k: there[k] for k in same}
+    said = json.loads(remote.get_function(loads.FUNCTION)())
+    known = loads.reading()
+    assert said.keys() == known.keys() and len(said["ticks"]) == len(known["ticks"])
+    assert loads.between(said, said, 1.0).others in (0.0, None)
     assert remote.get_function("tvmsep.config_threads")(1) == 1
     with pytest.raises(Exception, match="linked"):
         remote.get_function("tvm.rpc.server.download_linked_module")("k.tar")
@@ -125,6 +132,27 @@ def test_a_crash_takes_only_its_session(server: Server, candidate: Callable[[str
     server.hears("ended by signal 6")
     del module, args
     sound(server, candidate(""))
+
+
+def test_its_folder_is_its_own(
+    server: Server, candidate: Callable[[str], Built], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Other servers leave it alone, a removed one is made anew, a dead server's is removed."""
+    built = candidate("")
+    (own,) = server.scratch.iterdir()
+    left = server.scratch / (own.name[:-6] + "000000")
+    left.mkdir()
+    for folder in (own, left):
+        os.utime(folder, (time.time() - 60,) * 2)
+    monkeypatch.setattr("tempfile.tempdir", str(server.scratch))
+    Scratch("tvmsep-server-").close()
+    assert own.is_dir()
+    shutil.rmtree(own)
+    sound(server, built)
+    (again,) = [p for p in server.scratch.iterdir() if p != left]
+    second = Server(server.runtime, server.scratch.with_name("second"), within=server.scratch)
+    assert again.is_dir() and not left.exists()
+    second.stop(empty=False)
 
 
 def test_a_session_has_a_limit(server: Server, candidate: Callable[[str], Built]) -> None:

@@ -340,12 +340,12 @@ def layer_errors(
     exact = from_relax(prepared.imported.module)
     settle_transposes(exact)  # a layer that was moved has its moved shape in both
     layers = [n for n in layers if n in exact.nodes]
-    graph.outputs = exact.outputs = layers
+    exact.outputs = layers
     try:
         want = evaluate(exact, dict(zip(exact.inputs, inputs, strict=True)))
     except ModelError:
         return []
-    plan = make_plan(graph, prepared.target, threads)
+    plan = make_plan(graph, prepared.target, threads, layers)
     with Package(bundle) as package:
         weights = package.weights(which)
     for name, own in plan.params.items():

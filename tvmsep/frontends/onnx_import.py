@@ -17,7 +17,7 @@ from tvm.relax.frontend.onnx import onnx_frontend as stock
 from tvmsep.contracts import ModelError
 from tvmsep.frontends.names import identifier
 from tvmsep.frontends.onnx_clean import name_nodes, opset, require_onnx
-from tvmsep.frontends.onnx_ops import CONVERTERS, Expr, check_kernel
+from tvmsep.frontends.onnx_ops import CONVERTERS, Expr, check_kernel, settle_output_shape
 
 if TYPE_CHECKING:
     import onnx
@@ -130,6 +130,7 @@ class _Importer(stock.ONNXGraphImporter):  # type: ignore[misc]
         try:
             if op_name == "ConvTranspose":
                 check_kernel(inputs[0], inputs[1], attrs, transposed=True)
+                settle_output_shape(inputs[0], inputs[1], attrs)
             if op_name in CONVERTERS:
                 expr = CONVERTERS[op_name](self.bb, inputs, attrs)
             else:

@@ -95,6 +95,30 @@ def check_kernel(data: Expr, weight: Expr, attrs: dict[str, Any], *, transposed:
         )
 
 
+def settle_output_shape(data: Expr, weight: Expr, attrs: dict[str, Any]) -> None:
+    """Pads of a transposed convolution that names its output's size, which TVM passes over.
+
+    Raises:
+        ModelError: the kernel does not reach so far.
+    """
+    if "output_shape" not in attrs or _text(attrs, "auto_pad", "NOTSET") not in ("", "NOTSET"):
+        return
+    image, kernel = _dims(data)[2:], _dims(weight)[2:]
+    rank = len(image)
+    wanted = list(attrs.pop("output_shape"))[-rank:]
+    strides, extra = (attrs.get(k, [d] * rank) for k, d in (("strides", 1), ("output_padding", 0)))
+    before, after = [], []
+    for size, k, d, s, e, out in zip(
+        image, kernel, _dilations(attrs, rank), strides, extra, wanted, strict=True
+    ):
+        spare = s * (size - 1) + e + (k - 1) * d + 1 - out
+        if spare < 0:
+            raise ModelError(f"its output_shape {wanted} is larger than its kernel reaches")
+        before.append(spare - spare // 2)  # the standard's halves, where auto_pad says nothing
+        after.append(spare // 2)
+    attrs["pads"] = before + after
+
+
 def _conv(bb: Any, inputs: list[Any], attrs: dict[str, Any]) -> Expr:
     data, weight, bias = inputs[0], inputs[1], inputs[2]
     rank = len(_dims(data)) - 2

@@ -99,8 +99,11 @@ def choose_split(height: int, width: int, threads: int) -> str:
 class _Planner:
     """Walks the graph once, choosing layouts and inserting repacking at the boundary."""
 
-    def __init__(self, graph: Graph, target: Target, threads: int) -> None:
+    def __init__(
+        self, graph: Graph, target: Target, threads: int, returned: Sequence[str] | None
+    ) -> None:
         self.graph, self.target, self.threads = graph, target, threads
+        self.returned = graph.outputs if returned is None else returned
         self.alias: dict[str, str] = {}
         self.scaled: dict[str, list[str]] = {}
         self.readers: dict[str, list[Node]] = defaultdict(list)
@@ -134,7 +137,7 @@ class _Planner:
                     self._view(node)
                 case _:
                     self._opaque(node)
-        self.plan.outputs = [self._plain(o) for o in self.graph.outputs]
+        self.plan.outputs = [self._plain(o) for o in self.returned]
         return self.plan
 
     # Values and layouts
@@ -397,10 +400,19 @@ class _Planner:
         return name
 
 
-def make_plan(graph: Graph, target: Target, threads: int) -> Plan:
+def make_plan(
+    graph: Graph, target: Target, threads: int, returned: Sequence[str] | None = None
+) -> Plan:
     """Plan a normalised graph for a target at a thread count.
+
+    Args:
+        graph: what to compute.
+        target: for what; its facts choose blocks.
+        threads: how many the network will run on.
+        returned: values that the plan returns in place of the graph's outputs, to look inside;
+            they change no choice. Each is an input, an output or a kernel's.
 
     Raises:
         ModelError: an operator that neither a template nor Relax can compute.
     """
-    return _Planner(graph, target, threads).run()
+    return _Planner(graph, target, threads, returned).run()

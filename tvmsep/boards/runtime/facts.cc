@@ -132,6 +132,29 @@ std::string json_string(const std::string& text) {
 
 std::string cpu_name() { return first("/proc/cpuinfo", {"model name", "Model", "CPU part"}); }
 
+// As `measure/load.py` reads it: counters since the machine started, of all CPUs and one process.
+std::string load(int pid) {
+  std::istringstream all(read("/proc/stat")), own(read("/proc/" + std::to_string(pid) + "/stat"));
+  std::string word, ticks, hot = "null";
+  all >> word;
+  for (int i = 0; i < 8 && all >> word; i++) ticks += (i ? ", " : "") + word;
+  own.ignore(1 << 20, ')');
+  long long mine = 0;
+  for (int i = 0; i < 13 && own >> word; i++)
+    if (i >= 11) mine += atoll(word.c_str());
+  double mhz = 0;
+  long long counted = 0;
+  int known = 0, count = (int)sysconf(_SC_NPROCESSORS_CONF);
+  for (int i = 0; i < count; i++) {
+    std::string cpu = CPUS + std::to_string(i), rate = read(cpu + "/cpufreq/scaling_cur_freq");
+    std::string heat = read(cpu + "/thermal_throttle/core_throttle_count");
+    if (!rate.empty()) mhz += atof(rate.c_str()) * 1e-3, known++;
+    if (!heat.empty()) hot = std::to_string(counted += atoll(heat.c_str()));
+  }
+  return "{\"ticks\": " + (ticks.empty() ? "null" : "[" + ticks + "]") + ", \"own\": " + std::to_string(mine) +
+         ", \"mhz\": " + (known == count && known ? std::to_string(mhz / known) : "null") + ", \"hot\": " + hot + "}";
+}
+
 std::string boot_id() { return read("/proc/sys/kernel/random/boot_id"); }
 
 int cores() {

@@ -12,5 +12,6 @@ std::string facts(int threads, bool all);
 std::string cpu_name();
 std::string boot_id();
 int cores();  // that this process may use
+std::string load(int pid);  // what it and the whole machine have used, as JSON
 
 }  // namespace tvmsep

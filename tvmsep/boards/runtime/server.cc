@@ -10,8 +10,10 @@
 #include <sched.h>
 #include <signal.h>
 #include <string.h>
+#include <sys/file.h>
 #include <sys/prctl.h>
 #include <sys/socket.h>
+#include <sys/stat.h>
 #include <sys/time.h>
 #include <sys/wait.h>
 #include <unistd.h>
@@ -158,7 +160,7 @@ std::string handshake(int conn, const std::string& key, double* limit_s) {
   while (words >> word)
     if (word.rfind("-timeout=", 0) == 0) {
       double asked = atof(word.c_str() + 9);
-      if (asked > 0) *limit_s = *limit_s > 0 ? std::min(*limit_s, asked) : asked;
+      if (asked > 0 && asked < 1e9) *limit_s = *limit_s > 0 ? std::min(*limit_s, asked) : asked;
     }
   std::string ours = "server:" + key;
   int32_t answer[2] = {MAGIC, (int32_t)ours.size()};
@@ -206,6 +208,7 @@ void offer(int events, int threads) {
     return Bytes(data.str());
   });
   add("tvmsep.cpu", [] { return String(tvmsep::cpu_name()); });
+  add("tvmsep.load", [] { return String(tvmsep::load(getpid())); });
   add("tvmsep.host", [] { return String(tvmsep::boot_id()); });
   add("tvmsep.facts", [threads] { return String("{" + tvmsep::facts(threads, true) + "}"); });
   add("tvmsep.config_threads", config_threads);
@@ -240,9 +243,53 @@ void offer(int events, int threads) {
 
 // In the parent
 
+// The sessions' folder, locked while this process lives; those of dead processes are removed first.
+class Scratch {
+ public:
+  Scratch() {
+    std::error_code ignored;
+    fs::directory_iterator each(fs::temp_directory_path(ignored), ignored), end;
+    for (; !ignored && each != end; each.increment(ignored)) {
+      fs::path old = each->path();
+      if (old.filename().string().rfind(PREFIX, 0)) continue;
+      struct stat info;
+      int fd = open(old.c_str(), O_RDONLY | O_DIRECTORY | O_CLOEXEC);
+      // A young one may be about to be locked by the process that just made it.
+      if (fd >= 0 && !fstat(fd, &info) && info.st_mtime + 10 < time(nullptr) && !flock(fd, LOCK_EX | LOCK_NB))
+        fs::remove_all(old, ignored);
+      if (fd >= 0) close(fd);
+    }
+    if (!there()) fail((fs::temp_directory_path(ignored) / PREFIX).string() + ": " + strerror(errno) + "; set TMPDIR");
+  }
+
+  ~Scratch() {
+    std::error_code ignored;
+    fs::remove_all(path_, ignored);
+  }
+
+  const fs::path& path() const { return path_; }
+
+  // Whether it is there; made anew where something removed it.
+  bool there() {
+    std::error_code ignored;
+    if (!path_.empty() && fs::is_directory(path_, ignored)) return true;
+    std::string made = (fs::temp_directory_path(ignored) / (std::string(PREFIX) + "XXXXXX")).string();
+    if (!mkdtemp(made.data())) return false;
+    if (fd_ >= 0) close(fd_);
+    path_ = made;
+    fd_ = open(made.c_str(), O_RDONLY | O_DIRECTORY | O_CLOEXEC);
+    return fd_ >= 0 && !flock(fd_, LOCK_EX);
+  }
+
+ private:
+  static constexpr const char* PREFIX = "tvmsep-runtime-";
+  fs::path path_;
+  int fd_ = -1;
+};
+
 class Server {
  public:
-  Server(const Options& o, int listener, const fs::path& scratch, tvmsep::Tracker* tracker)
+  Server(const Options& o, int listener, Scratch& scratch, tvmsep::Tracker* tracker)
       : o_(o), listener_(listener), scratch_(scratch), tracker_(tracker) {}
 
   void run() {
@@ -296,8 +343,8 @@ class Server {
     int conn = accept4(listener_, nullptr, nullptr, SOCK_CLOEXEC), on = 1, pipes[2];
     if (conn < 0) return;
     setsockopt(conn, IPPROTO_TCP, TCP_NODELAY, &on, sizeof on);
-    std::string folder = (scratch_ / "session-XXXXXX").string();
-    if (!mkdtemp(folder.data()) || pipe2(pipes, O_CLOEXEC | O_NONBLOCK)) {
+    std::string folder = (scratch_.path() / "session-XXXXXX").string();
+    if (!scratch_.there() || !mkdtemp(folder.data()) || pipe2(pipes, O_CLOEXEC | O_NONBLOCK)) {
       say(std::string("no session: ") + strerror(errno));
       close(conn);
       return;
@@ -350,7 +397,7 @@ class Server {
 
   const Options& o_;
   int listener_;
-  fs::path scratch_;
+  Scratch& scratch_;
   tvmsep::Tracker* tracker_;
   Child child_;
 };
@@ -390,8 +437,7 @@ int main(int count, char** words) {
   if (!loopback)
     say("warning: this server listens on " + o.at.host + ", and TVM's RPC has no password: whoever reaches the port "
         "runs code on this machine; use it only behind a firewall");
-  std::string scratch = (fs::temp_directory_path() / "tvmsep-server-XXXXXX").string();
-  if (!mkdtemp(scratch.data())) fail(scratch + ": " + strerror(errno) + "; set TMPDIR");
+  Scratch scratch;
   if (o.given.host.empty()) {
     bool all = o.at.host == "0.0.0.0" || o.at.host == "::";
     o.given = {loopback || all ? "" : o.at.host, o.at.port};
@@ -400,6 +446,4 @@ int main(int count, char** words) {
   std::printf("board %s at %s:%d\n", o.key.c_str(), o.at.host.c_str(), o.at.port);
   std::fflush(stdout);
   Server(o, listener, scratch, o.tracker.host.empty() ? nullptr : &tracker).run();
-  std::error_code ignored;
-  fs::remove_all(scratch, ignored);
 }
