@@ -69,6 +69,8 @@ def test_recorded_outputs(folder: Path, tmp_path: Path) -> None:
         check_expected(bundle, saved(input_input=np.zeros((1, 3, 31, 32), "float32")))
     with pytest.raises(InputError, match="takes .* bytes, .* at most"):
         check_expected(bundle, saved(input_input=np.zeros((1000, 1000), "float32")))
+    with pytest.raises(InputError, match="holds output_1, which .* has not"):
+        check_expected(bundle, saved(output_1=off))
     with pytest.raises(InputError, match="NaN"):
         check_expected(bundle, saved(output_0=off * np.nan))
     np.savez(tmp_path / "x.npz", output_0=off)

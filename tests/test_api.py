@@ -9,7 +9,9 @@ from typing import Any
 
 import msgspec
 import numpy as np
+import onnx
 import pytest
+from graph_kit import Net
 
 import tvmsep
 from tvmsep import api
@@ -146,6 +148,41 @@ def test_labels_are_counted_before_any_work(tmp_path: Path) -> None:
         with pytest.raises(InputError, match="3 labels were given, the model has 10"):
             verb(SMALL, out=path, threads=1, labels=["a", "b", "c"])
     assert os.listdir(tmp_path) == []
+
+
+def test_labels_are_for_classes(tmp_path: Path) -> None:
+    net = Net(0)
+    onnx.save(net.proto(net.conv(net.input(1, 3, 8, 6), 5)), tmp_path / "picture.onnx")
+    with pytest.raises(InputError, match=r"one number a class: this one's is .*\[1,5,8,6\]"):
+        tvmsep.build(tmp_path / "picture.onnx", out=tmp_path / "x", labels=["a"] * 5)
+
+
+def test_an_import_that_differs_is_refused_for_any_target(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What this host cannot run is compared as far as it was imported."""
+    said: list[str] = []
+    made = tvmsep.build(
+        SMALL, out=tmp_path / "a.tvmsep", target="rpi4", threads=1, logs=(), say=said.append
+    )
+    assert made.check is None
+    assert any("the import differs from the model's framework by" in line for line in said)
+    assert any("compiled code is not checked: it is for aarch64" in line for line in said)
+    whole = planning.prepare_all
+
+    def off(*args: Any, **how: Any) -> Any:
+        several = whole(*args, **how)
+        for one in several:
+            reference = one.imported.reference
+            assert reference is not None
+            shifted = [lambda x, run=reference: [1.001 * o for o in run(x)]]
+            one.imported.reference = shifted[0]
+        return several
+
+    monkeypatch.setattr(api.building, "prepare_all", off)
+    with pytest.raises(TvmsepError, match="differs from its own framework by 1.0e-03"):
+        tvmsep.build(SMALL, out=tmp_path / "b.tvmsep", target="rpi4", threads=1, logs=())
+    assert os.listdir(tmp_path) == ["a.tvmsep"]
 
 
 @pytest.mark.parametrize(

@@ -305,6 +305,18 @@ QLINEAR = {"s": np.float32(0.1), "z": np.uint8(0), "w": np.zeros((1, 8, 1, 1), "
         ),
         (quantised(), "quantises: integer models are not supported"),
         (conv_relu(opset=6), "uses opset 6; opset 7 and later"),
+        (
+            model([node("Conv", "x w", group=3)], X, {"w": np.zeros((6, 2, 1, 1), "float32")}),
+            r"its kernel \[6, 2, 1, 1\] in 3 groups does not fit an input of",
+        ),
+        (
+            model([node("ConvTranspose", "x w")], X, {"w": np.zeros((5, 2, 1, 1), "float32")}),
+            "in 1 groups does not fit an input of",
+        ),
+        (
+            model([helper.make_node("Concat", ["x", ""], ["y"], axis=1)], X),
+            r"has not the inputs that the operator needs \(x, nothing\)",
+        ),
     ],
     ids=lambda v: v[:20] if isinstance(v, str) else "",
 )
@@ -399,6 +411,27 @@ class TestTorch:
         (tmp_path / "cut.pt2").write_bytes((tmp_path / "net.pt2").read_bytes()[:999])
         with pytest.raises(ModelError, match="cut off"):
             load_model(tmp_path / "cut.pt2")
+
+    @pytest.mark.parametrize("mode", ["nearest", "bilinear", "bicubic"])
+    def test_interpolation_is_torchs(self, mode: str) -> None:
+        torch = pytest.importorskip("torch")
+
+        class Resize(torch.nn.Module):  # type: ignore[misc, name-defined]
+            def __init__(self, **how: Any) -> None:
+                super().__init__()
+                self.conv, self.how = torch.nn.Conv2d(3, 4, 1), how
+
+            def forward(self, x: Any) -> Any:
+                return torch.nn.functional.interpolate(self.conv(x), mode=mode, **self.how)
+
+        example = (torch.randn(1, 3, 9, 7),)
+        cases: list[dict[str, Any]] = [{"size": (5, 11)}, {"size": (18, 13)}, {"scale_factor": 2}]
+        if mode != "nearest":
+            cases += [{**case, "align_corners": True} for case in cases]
+        for how in cases:
+            assert_matches_reference(load_model(Resize(**how), example_inputs=example))
+        with pytest.raises(ModelError, match=r"scale_factor 1.5 makes 13.5 of 9 pixels: give"):
+            load_model(Resize(scale_factor=1.5), example_inputs=example)
 
     def test_mistakes(self, net: Any) -> None:
         import torch

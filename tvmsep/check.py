@@ -146,7 +146,6 @@ def check_bundle(
         Mismatch: the outputs differ by more than fp32 explains, or hold NaN or infinity.
     """
     from tvmsep.bundle import Bundle, Package
-    from tvmsep.graph import evaluate
 
     with Package(path, verify=False) as package:
         counts = tuple(v.threads for v in package.manifest.variants)
@@ -159,6 +158,40 @@ def check_bundle(
             got, other = _list(net(*inputs)), _list(net(*others))
         runs.append(got)
         varies = max(varies, relative_errors(other, got))
+    theirs, exact, own = _references(imported, graph, inputs)
+    check = Check(
+        framework=max(relative_errors(g, theirs) for g in runs) if theirs is not None else None,
+        float64=max(relative_errors(g, exact) for g in runs) if exact is not None else None,
+        framework_float64=own,
+        threads=counts,
+        varies=varies,
+    )
+    _within(check.framework, "the compiled network differs from the model's own framework")
+    _within(check.float64, "the compiled network differs from a float64 run of the model")
+    return check
+
+
+def check_import(imported: Imported, graph: Graph, seed: int = 0) -> float | None:
+    """The error of the model's own framework against a float64 run of what was imported.
+
+    All that can be checked where the compiled network cannot run. None where the framework is not
+    installed, or an operator has no float64 form.
+
+    Raises:
+        ModelError: the model's own outputs are not finite.
+        Mismatch: the two differ by more than fp32 explains.
+    """
+    from tvmsep.bundle.arrays import noise
+
+    return _references(imported, graph, noise(imported.inputs, seed))[2]
+
+
+def _references(
+    imported: Imported, graph: Graph, inputs: Sequence[Any]
+) -> tuple[list[Any] | None, list[Any] | None, float | None]:
+    """The framework's outputs, the float64 run's, and how far they are apart; where there are."""
+    from tvmsep.graph import evaluate
+
     theirs = _framework(imported, inputs)
     if theirs is not None:
         _finite(theirs, "in its own framework")
@@ -169,25 +202,16 @@ def check_bundle(
         exact = None
     if exact is not None:
         _finite(exact, "in float64")
-    check = Check(
-        framework=max(relative_errors(g, theirs) for g in runs) if theirs is not None else None,
-        float64=max(relative_errors(g, exact) for g in runs) if exact is not None else None,
-        framework_float64=relative_errors(theirs, exact)
-        if theirs is not None and exact is not None
-        else None,
-        threads=counts,
-        varies=varies,
-    )
-    for error, what in (
-        (check.framework_float64, "the model as imported differs from its own framework"),
-        (check.framework, "the compiled network differs from the model's own framework"),
-        (check.float64, "the compiled network differs from a float64 run of the model"),
-    ):
-        if error is not None and not error <= TOLERANCE:
-            raise Mismatch(
-                f"{what} by {error:.1e} of the largest output (allowed: {TOLERANCE:.0e})"
-            )
-    return check
+    if theirs is None or exact is None:
+        return theirs, exact, None
+    own = relative_errors(theirs, exact)
+    _within(own, "the model as imported differs from its own framework")
+    return theirs, exact, own
+
+
+def _within(error: float | None, what: str) -> None:
+    if error is not None and not error <= TOLERANCE:
+        raise Mismatch(f"{what} by {error:.1e} of the largest output (allowed: {TOLERANCE:.0e})")
 
 
 @dataclass
@@ -261,7 +285,7 @@ def _recorded(
     recording: str | os.PathLike[str], manifest: Manifest, sets: Sequence[int]
 ) -> tuple[int, dict[str, Any]]:
     """Which of some sets of the bundle's shapes the recording is of, and its arrays."""
-    from tvmsep.bundle.arrays import read_npz
+    from tvmsep.bundle.arrays import names_in_npz, read_npz
 
     faults = []
     for which in sets:
@@ -269,6 +293,15 @@ def _recorded(
         wanted = {f"input_{t.name}": t for t in one.inputs}
         wanted |= {f"output_{n}": t for n, t in enumerate(one.outputs)}
         try:
+            odd = [
+                n for n in names_in_npz(recording)
+                if n.startswith(("input_", "output_")) and n not in wanted
+            ]  # fmt: skip
+            if odd:
+                raise InputError(
+                    f"{recording} holds {', '.join(odd)}, which {manifest.name} has not: it is "
+                    "of another network"
+                )
             return which, read_npz(recording, wanted)
         except InputError as error:
             faults.append(error)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import os
 import time
 from collections.abc import Callable, Mapping, Sequence
@@ -10,7 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from tvmsep.api.planning import Prepared, Shapes, check_writable, prepare, prepare_all
-from tvmsep.check import Check, Mismatch, cannot_run_here, check_bundle, worst
+from tvmsep.check import Check, Mismatch, cannot_run_here, check_bundle, check_import, worst
 from tvmsep.contracts import (
     Config,
     InputError,
@@ -130,7 +131,14 @@ def check_labels(labels: Sequence[str] | None, imported: Imported) -> None:
     Raises:
         InputError: there is not.
     """
-    classes = imported.outputs[0].shape[-1]
+    shape = imported.outputs[0].shape
+    rest = shape[1:] or shape
+    classes = math.prod(rest)
+    if labels is not None and classes not in rest:
+        raise InputError(
+            f"labels are for a network whose first output is one number a class: this one's is "
+            f"{imported.outputs[0]}"
+        )
     if labels is not None and len(labels) != classes:
         raise InputError(
             f"{len(labels)} labels were given, the model has {classes} classes: "
@@ -215,18 +223,23 @@ def make_bundle(
             peak_gflops_per_core=peak_gflops,
             further=parts[1:],
         )
-        say("checking the bundle against the model")
         reason = cannot_run_here(target, several[0].plans)
-        if reason is not None:
-            say(f"not run here, so not checked: {reason}")
         check = None
-        if reason is None:
-            try:
+        try:
+            if reason is None:
+                say("checking the bundle against the model")
                 check = _check(Path(scratch), dict(enumerate(several)))
-            except Mismatch as problem:
-                raise Mismatch(
-                    f"{problem}; nothing was written. Please report this model."
-                ) from problem
+            else:
+                say("checking the import against the model")
+                errors = [check_import(p.imported, p.graph) for p in several]
+                known = [e for e in errors if e is not None]
+                if known:
+                    say(f"the import differs from the model's framework by {max(known):.1e}")
+                say(f"not run here, so the compiled code is not checked: {reason}")
+        except Mismatch as problem:
+            raise Mismatch(
+                f"{problem}; nothing was written. Please report this model."
+            ) from problem
         os.replace(scratch, path)
     except OSError as error:
         raise TvmsepError(

@@ -91,6 +91,8 @@ def build(t: Target, out: Path, say: Callable[[str], None]) -> bool:
     kept = cache / "runtimes" / f"{triple}-{_digest(triple)}"
     fresh = not _sound(kept)
     try:
+        with tempfile.TemporaryDirectory(dir=out.parent):
+            pass  # found out before the work rather than after it
         if fresh:
             say(f"compiling TVM's runtime for {triple}: some minutes, once")
             scratch = Scratch("tvmsep-runtime-")

@@ -5,8 +5,8 @@ from __future__ import annotations
 import os
 import zipfile
 import zlib
-from collections.abc import Mapping
-from typing import Any
+from collections.abc import Mapping, Sequence
+from typing import Any, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
@@ -20,6 +20,24 @@ _DAMAGE = (OSError, zipfile.BadZipFile, zlib.error, EOFError, NotImplementedErro
     MemoryError,  # a header that claims more than there is
 )
 """What reading a damaged or encrypted archive raises, besides ValueError."""
+
+
+class _Tensor(Protocol):
+    @property
+    def shape(self) -> tuple[int, ...]: ...
+    @property
+    def dtype(self) -> str: ...
+
+
+def noise(tensors: Sequence[_Tensor], seed: int = 0) -> list[NDArray[Any]]:
+    """Seeded inputs: standard normal where the dtype is floating, zeros and ones otherwise."""
+    rng = np.random.default_rng(seed)
+    return [
+        rng.standard_normal(t.shape).astype(t.dtype)
+        if t.dtype.startswith("float")
+        else rng.integers(0, 2, t.shape).astype(t.dtype)
+        for t in tensors
+    ]
 
 
 def read_npy(path: str | os.PathLike[str]) -> NDArray[Any]:

@@ -13,6 +13,7 @@ from typing import Any, Self
 import numpy as np
 from numpy.typing import NDArray
 
+from tvmsep.bundle.arrays import noise
 from tvmsep.bundle.manifest import Manifest, TensorInfo, Variant
 from tvmsep.bundle.package import Package
 from tvmsep.bundle.runtime import Network, Networks, Program, allowed_cpus
@@ -200,13 +201,7 @@ class Bundle:
             seed: fixes them.
             shapes: which of `manifest.specialisations` they are for.
         """
-        rng = np.random.default_rng(seed)
-        return [
-            rng.standard_normal(t.shape).astype(t.dtype)
-            if t.dtype.startswith("float")
-            else rng.integers(0, 2, t.shape).astype(t.dtype)
-            for t in self.manifest.specialisations[shapes].inputs
-        ]
+        return noise(self.manifest.specialisations[shapes].inputs, seed)
 
     def _check(self, arrays: Sequence[Any]) -> tuple[int, list[Array]]:
         """Which specialisation the arrays are for, and the arrays."""

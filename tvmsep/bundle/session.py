@@ -73,17 +73,19 @@ class InferenceSession:
 
     def __init__(
         self,
-        path: str | os.PathLike[str],
+        path_or_bytes: str | os.PathLike[str],
         sess_options: SessionOptions | None = None,
         providers: Sequence[str | tuple[str, Mapping[str, Any]]] | None = None,
     ) -> None:
+        if not isinstance(path_or_bytes, str | os.PathLike):
+            raise InputError("a bundle is loaded from its file: give its path")
         names = [p if isinstance(p, str) else p[0] for p in providers or (PROVIDER,)]
         if PROVIDER not in names:
             raise InputError(
                 f"providers are {', '.join(names)}: a bundle runs on the CPU; give {PROVIDER}"
             )
         threads = sess_options.intra_op_num_threads if sess_options else 0
-        self.bundle = Bundle.load(path, threads or None)
+        self.bundle = Bundle.load(path_or_bytes, threads or None)
         self._inputs = [t.name for t in self.bundle.manifest.inputs]
         self._outputs = [t.name for t in self.bundle.manifest.outputs]
 
@@ -100,18 +102,24 @@ class InferenceSession:
         return [PROVIDER]
 
     def run(
-        self, output_names: Sequence[str] | None, input_feed: Mapping[str, Any]
+        self,
+        output_names: Sequence[str] | None,
+        input_feed: Mapping[str, Any],
+        run_options: None = None,
     ) -> list[NDArray[Any]]:
         """Run the network.
 
         Args:
             output_names: which outputs, in which order; None or nothing for all.
             input_feed: an array for each input, by its name; see `Bundle.__call__`.
+            run_options: None, as most pass it to onnxruntime; there are none.
 
         Raises:
             InputError: a name that isn't there, an input that is missing or doesn't fit.
             BundleError: closed, or the library failed.
         """
+        if run_options is not None:
+            raise InputError("run_options: a bundle has none; leave them out")
         return self._pick(output_names, self.bundle(*self._feed(output_names, input_feed)))
 
     async def run_async(
@@ -122,6 +130,8 @@ class InferenceSession:
         return self._pick(output_names, await self.bundle.acall(*feed))
 
     def _feed(self, wanted: Sequence[str] | None, feed: Mapping[str, Any]) -> list[Any]:
+        if not isinstance(feed, Mapping):
+            raise InputError(f"input_feed is a {type(feed).__name__}: give arrays by input name")
         for what, names, known in (
             ("outputs", wanted or (), self._outputs),
             ("inputs", feed, self._inputs),

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import shlex
+import signal
 import sys
 from pathlib import Path
 from typing import Annotated
@@ -207,6 +208,7 @@ def build_runtime(
     from tvmsep.boards.build_runtime import build
     from tvmsep.targets import load_target
 
+    signal.signal(signal.SIGTERM, signal.default_int_handler)  # the compilers end too
     compiled = build(load_target(target), output, _say)
     print(f"{output}: {'compiled' if compiled else 'from the cache'}")
     print(f"next: copy it to the board, and see {output / 'README.md'}")

@@ -111,8 +111,9 @@ def from_program(
             warnings.simplefilter("ignore")  # torch and TVM warn of their own deprecations
             functional = _decompose(program)
             module = from_exported_program(
-                functional, unwrap_unit_return_tuple=True, run_ep_decomposition=False
-            )
+                functional, unwrap_unit_return_tuple=True, run_ep_decomposition=False,
+                custom_convert_map=dict.fromkeys(_RESIZES, _resize),
+            )  # fmt: skip
         _check_pools(functional)
         module = relax.transform.FoldConstant()(module)
         module = relax.transform.DeadCodeElimination()(module)
@@ -140,7 +141,55 @@ def _decompose(program: torch.export.ExportedProgram) -> torch.export.ExportedPr
     table = require_torch().export.default_decompositions()
     for whole in (aten.hardswish, aten.hardswish_, aten.hardsigmoid, aten.max_pool2d):
         table.pop(whole.default, None)
+    for name in _RESIZES:
+        operator = getattr(aten, name.partition(".")[0])
+        for overload in operator.overloads():
+            table.pop(getattr(operator, overload), None)
     return program.run_decompositions(table)
+
+
+_RESIZES: dict[str, tuple[str, str]] = {
+    "upsample_nearest2d.vec": ("nearest_neighbor", "asymmetric"),
+    "upsample_bilinear2d.vec": ("linear", "half_pixel"),
+    "upsample_bicubic2d.vec": ("cubic", "half_pixel"),
+    "_upsample_bilinear2d_aa.default": ("", ""),
+    "_upsample_bicubic2d_aa.default": ("", ""),
+}
+"""Operators of `torch.nn.functional.interpolate`: method and coordinates. TVM's importer takes
+other coordinates, and passes over antialiasing."""
+
+
+def _resize(node: torch.fx.Node, importer: Any) -> Any:
+    """`interpolate` as torch computes it.
+
+    Raises:
+        ModelError: antialiasing, or a scale that gives no whole number of pixels, by which torch
+            then places its samples.
+    """
+    from tvm import relax
+
+    method, coordinates = _RESIZES[node.target.__name__]  # type: ignore[union-attr]
+    if not method:
+        raise ModelError(f"node {node.name}: interpolate with antialias is not supported")
+    x: Any = node.args[0]
+    *_, scales = (None, *node.args[1:])
+    before, after = x.meta["val"].shape[2:], node.meta["val"].shape[2:]
+    aligned = method != "nearest_neighbor" and bool(node.args[2])
+    if node.args[1] is None and not aligned:
+        for size, scale, out in zip(before, scales, after, strict=True):
+            if abs(size * scale - out) > 1e-6 * out:
+                raise ModelError(
+                    f"node {node.name}: interpolate with scale_factor {scale:g} makes "
+                    f"{size * scale:g} of {size} pixels: give it size={tuple(after)}, or "
+                    "recompute_scale_factor=True"
+                )
+    return importer.block_builder.emit(
+        relax.op.image.resize2d(
+            importer.env[x], tuple(map(int, after)), layout="NCHW", method=method,
+            coordinate_transformation_mode="align_corners" if aligned else coordinates,
+            rounding_method="floor" if method == "nearest_neighbor" else "", cubic_alpha=-0.75,
+        )
+    )  # fmt: skip
 
 
 def _check_pools(program: torch.export.ExportedProgram) -> None:

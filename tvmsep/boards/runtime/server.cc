@@ -282,7 +282,7 @@ class Scratch {
   }
 
  private:
-  static constexpr const char* PREFIX = "tvmsep-runtime-";
+  static constexpr const char* PREFIX = "tvmsep-sessions-";
   fs::path path_;
   int fd_ = -1;
 };
@@ -343,8 +343,9 @@ class Server {
     int conn = accept4(listener_, nullptr, nullptr, SOCK_CLOEXEC), on = 1, pipes[2];
     if (conn < 0) return;
     setsockopt(conn, IPPROTO_TCP, TCP_NODELAY, &on, sizeof on);
+    bool there = scratch_.there();
     std::string folder = (scratch_.path() / "session-XXXXXX").string();
-    if (!scratch_.there() || !mkdtemp(folder.data()) || pipe2(pipes, O_CLOEXEC | O_NONBLOCK)) {
+    if (!there || !mkdtemp(folder.data()) || pipe2(pipes, O_CLOEXEC | O_NONBLOCK)) {
       say(std::string("no session: ") + strerror(errno));
       close(conn);
       return;
