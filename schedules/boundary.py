@@ -70,7 +70,7 @@ class Unpack:
     """Blocked to plain; padding channels are dropped."""
 
     name = "unpack"
-    version = 2
+    version = 1
 
     def accepts(self, w: Workload, t: Target) -> bool:
         """Blocked in, plain out."""

@@ -199,7 +199,8 @@ def test_registered_tuned_and_quarantined(runtime: Path, tmp_path: Path) -> None
     at = f"127.0.0.1:{port}"
 
     def listed() -> Any:
-        (board,) = json.loads(run("boards", "--rpc", at, "--json").stdout)["boards"] or (None,)
+        said = run("boards", "--rpc", at, "--json").stdout or '{"boards": []}'
+        (board,) = json.loads(said)["boards"] or (None,)  # a tracker that starts says nothing yet
         return board
 
     with running(tmp_path, "tracker", "--port", str(port)) as tracker:

@@ -168,14 +168,15 @@ def _resize(node: torch.fx.Node, importer: Any) -> Any:
     """
     from tvm import relax
 
-    method, coordinates = _RESIZES[node.target.__name__]  # type: ignore[union-attr]
+    target: Any = node.target
+    method, coordinates = _RESIZES[target.__name__]
     if not method:
         raise ModelError(f"node {node.name}: interpolate with antialias is not supported")
-    x: Any = node.args[0]
-    *_, scales = (None, *node.args[1:])
+    arguments: list[Any] = list(node.args)
+    x, size, *_, scales = arguments
     before, after = x.meta["val"].shape[2:], node.meta["val"].shape[2:]
-    aligned = method != "nearest_neighbor" and bool(node.args[2])
-    if node.args[1] is None and not aligned:
+    aligned = method != "nearest_neighbor" and bool(arguments[2])
+    if size is None and not aligned:
         for size, scale, out in zip(before, scales, after, strict=True):
             if abs(size * scale - out) > 1e-6 * out:
                 raise ModelError(
