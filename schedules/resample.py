@@ -2,19 +2,22 @@
 
 Kinds
     `nearest:COORDINATES:ROUNDING` and `linear:COORDINATES`, as ONNX's Resize names them;
-    `shuffle`, which puts the `sh * sw` phases of a transposed convolution, whole channel blocks
-    one after the other, in their places (the sub-pixel form, arXiv 1609.05158);
+    `shuffle`, which puts the `sh * sw` phases of a transposed convolution in their places (the
+    sub-pixel form, arXiv 1609.05158). They follow each other in the input's channels, each padded
+    to whole blocks, or packed where channels are few;
     `zeros`, which puts `sh * sw - 1` zeros between pixels, for transposed convolutions in groups.
 
 Strategy
     1. One channel block is one vector, so that no kind gathers: a pixel's place depends on its row
-       and column alone. Places are fractions of integers, exact as no float is.
+       and column alone. Places are fractions of integers, exact as no float is. Packed phases move
+       in runs that lie in one block on both sides.
     2. `tile` pixels of a row are unrolled, so that their loads overlap.
     3. Split over threads as the layout says.
 """
 
 from __future__ import annotations
 
+import math
 from typing import TYPE_CHECKING, Any
 
 from tvmsep.contracts import Config, Space, Target, Workload
@@ -39,6 +42,13 @@ def _place(mode: str, size: int, out: int) -> tuple[int, int, int]:
     return 2 * size, size - out, 2 * out
 
 
+def _run(w: Workload) -> int:
+    """Channels that move together."""
+    if w.kind != "shuffle":
+        return w.out_block
+    return math.gcd(w.ic // (w.sh * w.sw), w.in_block, w.out_block)
+
+
 class Resample:
     """See the module's docstring."""
 
@@ -48,6 +58,8 @@ class Resample:
     def accepts(self, w: Workload, t: Target) -> bool:
         """Blocked, same block on both sides."""
         kind, *modes = w.kind.split(":")
+        if kind == "shuffle" and not modes and w.ic == w.sh * w.sw * w.oc:
+            return w.op == "resample" and w.in_block > 0 and w.out_block > 0
         same = w.ic == w.oc and modes[:1] and modes[0] in COORDINATES
         known = {
             "nearest": same and len(modes) == 2 and modes[1] in ROUNDINGS,
@@ -97,7 +109,13 @@ class Resample:
             elif kind == "shuffle":
                 row, column = h + w.pads[0], col + w.pads[1]
                 phase = row % w.sh * w.sw + column % w.sw
-                v = at(n, phase * w.out_blocks + cb, row // w.sh, column // w.sw, i)
+                run = _run(w)
+                first = (phase * (w.ic // (w.sh * w.sw)) + cb * w.out_block) // run + i // run
+                block, lane = first // (w.in_block // run), first % (w.in_block // run) * run
+                v = at(n, block, row // w.sh, column // w.sw, lane + i % run)
+                if w.ic == w.sh * w.sw * w.oc and w.oc % w.out_block:
+                    inside = cb * (w.out_block // run) + i // run < w.oc // run
+                    v = te.if_then_else(inside, v, tirx.const(0, "float32"))
             else:
                 here = tirx.all(h % w.sh == 0, h // w.sh < w.ih, col % w.sw == 0,
                                 col // w.sw < w.iw)  # fmt: skip
@@ -118,6 +136,7 @@ class Resample:
     def apply(self, sch: s_tir.Schedule, w: Workload, t: Target, c: Config) -> None:
         """The docstring's steps, in s_tir primitives."""
         n, cb, p, i = sch.get_loops(sch.get_sblock("out"))
+        io, lanes = sch.split(i, [None, _run(w)])
         h, col = sch.split(p, [None, w.ow])
         _, wi = sch.split(col, [None, c.int("tile")])
         if w.out_split == "rows":
@@ -125,7 +144,7 @@ class Resample:
             sch.parallel(sch.fuse(n, h))
         else:
             sch.parallel(sch.fuse(n, cb))
-        finish_tile(sch, (wi,), i)
+        finish_tile(sch, (wi, io), lanes)
 
 
 TEMPLATE = Resample()

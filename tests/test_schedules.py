@@ -81,7 +81,8 @@ def workloads(draw: st.DrawFn, op: str, target: Target) -> Workload:
         kind = draw(st.sampled_from(("act", "add", "mul", "scale")))
         return replace(base, kind=kind, epilogue=tuple(e for e in epilogue if e != "bias"))
     if op == "resample":
-        return draw(resamples(replace(base, epilogue=tuple(e for e in epilogue if e != "bias"))))
+        base = replace(base, epilogue=tuple(e for e in epilogue if e != "bias"))
+        return draw(resamples(base, target))
     if op == "channels":
         base = replace(base, epilogue=tuple(e for e in epilogue if e != "bias"))
         return draw(moved_channels(base, target))
@@ -137,7 +138,7 @@ def workloads(draw: st.DrawFn, op: str, target: Target) -> Workload:
 
 
 @st.composite
-def resamples(draw: st.DrawFn, base: Workload) -> Workload:
+def resamples(draw: st.DrawFn, base: Workload, target: Target) -> Workload:
     """Every kind, larger and smaller, with sizes that do not divide each other."""
     replace = msgspec.structs.replace
     kind = draw(st.sampled_from(("nearest", "linear", "shuffle", "zeros")))
@@ -154,10 +155,13 @@ def resamples(draw: st.DrawFn, base: Workload) -> Workload:
         return replace(base, kind=kind, sh=sh, sw=sw, size=grown)
     top, left = draw(st.integers(0, sh - 1)), draw(st.integers(0, sw - 1))
     size = (base.ih * sh - top, base.iw * sw - left)
-    return replace(
+    padded = replace(
         base, kind=kind, sh=sh, sw=sw, pads=(top, left, 0, 0), size=size,
         ic=sh * sw * base.out_blocks * base.out_block,
     )  # fmt: skip
+    if draw(st.booleans()):
+        return padded
+    return replace(padded, ic=sh * sw * base.oc, in_block=blocks(sh * sw * base.oc, target))
 
 
 @st.composite

@@ -15,6 +15,8 @@ from tvmsep.graph.ir import Array, Graph, Node
 from tvmsep.graph.packing import pack_bias, pack_weight, phase_weights, specialise, spread_groups
 from tvmsep.schedules import template_for
 
+_PACKED = 0.75
+"""Share of the channels below which phases are packed, not each padded to whole blocks."""
 _WIDEST_TILE = 9
 _INTERLEAVED = 8
 """Lanes of a block up to which LLVM makes shuffles of interleaved channels."""
@@ -260,7 +262,9 @@ class _Planner:
         if 1 < sh * sw >= a["groups"] and (dh, dw) == (1, 1):
             weight = spread_groups(weight, a["groups"], 1)
             block = choose_block(oc, self.target)
-            padded = -(-oc // block) * block
+            padded, packed = -(-oc // block) * block, choose_block(sh * sw * oc, self.target)
+            if -(-sh * sw * oc // packed) * packed <= _PACKED * sh * sw * padded:
+                padded, block = oc, packed
             taps = (-(-kh // sh), -(-kw // sw))
             reach = [max(ih, (oh - 1 + top) // sh + 1), max(iw, (ow - 1 + left) // sw + 1)]
             while reach[1] > _WIDEST_TILE and all(reach[1] % d for d in range(3, _WIDEST_TILE)):
@@ -301,7 +305,9 @@ class _Planner:
         in_split: Any = layout.split
         w = Workload(
             op="resample", n=n, ic=ic, ih=ih, iw=iw, oc=shape[1], size=shape[2:],
-            in_block=layout.block, out_block=layout.block, epilogue=tuple(epilogue),
+            in_block=layout.block, epilogue=tuple(epilogue),
+            out_block=choose_block(shape[1], self.target)
+            if facts["kind"] == "shuffle" else layout.block,
             in_split=in_split, out_split=self._split(*shape[2:]), **facts,
         )  # fmt: skip
         self._kernel(w, name, [x], [], shape)
