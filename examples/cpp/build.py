@@ -49,6 +49,9 @@ def main() -> int:
     parser.add_argument("-o", "--output", type=Path, default=Path("classify"))
     parser.add_argument("--bundle-libs", action="store_true", help="copy the libraries beside it")
     asked, more = parser.parse_known_args()  # -I and the like are the compiler's
+    if not asked.output.resolve().parent.is_dir():
+        print(f"error: {asked.output.parent} is no folder: make it first", file=sys.stderr)
+        return 2
     done = subprocess.run([*command(asked.sources, asked.output), *more])
     if asked.bundle_libs and done.returncode == 0:
         for file in (

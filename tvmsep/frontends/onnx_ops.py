@@ -93,6 +93,9 @@ def check_kernel(data: Expr, weight: Expr, attrs: dict[str, Any], *, transposed:
             f"its kernel {list(_dims(weight))} in {groups} groups does not fit an input of "
             f"{channels} channels, or its kernel_shape: the file is damaged; export it again"
         )
+    for what in ("strides", "dilations"):
+        if min(attrs.get(what, [1])) < 1:
+            raise ModelError(f"its {what} are {list(attrs[what])}: they are 1 at least")
 
 
 def settle_output_shape(data: Expr, weight: Expr, attrs: dict[str, Any]) -> None:
