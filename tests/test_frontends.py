@@ -314,6 +314,10 @@ QLINEAR = {"s": np.float32(0.1), "z": np.uint8(0), "w": np.zeros((1, 8, 1, 1), "
             "in 1 groups does not fit an input of",
         ),
         (
+            model([helper.make_node("Transpose", ["x"], ["y"], perm=[0, -9, 1, 2])], X),
+            r"has the perm \[0, -9, 1, 2\], which is no order",
+        ),
+        (
             model([helper.make_node("Concat", ["x", ""], ["y"], axis=1)], X),
             r"has not the inputs that the operator needs \(x, nothing\)",
         ),

@@ -169,6 +169,7 @@ def _check_wiring(graph: onnx.GraphProto, version: int) -> None:
                 "optimised it"
             )
         _check_inputs(node, version)
+        _check_order(node)
         for name in node.input:
             if name not in known:
                 raise ModelError(
@@ -179,6 +180,17 @@ def _check_wiring(graph: onnx.GraphProto, version: int) -> None:
     for value in graph.output:
         if value.name not in known:
             raise ModelError(f"nothing provides output {value.name}: the file is damaged")
+
+
+def _check_order(node: onnx.NodeProto) -> None:
+    """A transpose names each axis once."""
+    for attribute in node.attribute if node.op_type == "Transpose" else ():
+        axes = list(attribute.ints)
+        if attribute.name == "perm" and sorted(axes) != list(range(len(axes))):
+            raise ModelError(
+                f"node {node.name} (Transpose) has the perm {axes}, which is no order of axes: the "
+                "file is damaged; export it again"
+            )
 
 
 def _check_inputs(node: onnx.NodeProto, version: int) -> None:
