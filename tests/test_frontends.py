@@ -319,7 +319,7 @@ QLINEAR = {"s": np.float32(0.1), "z": np.uint8(0), "w": np.zeros((1, 8, 1, 1), "
         ),
         (
             model([helper.make_node("Concat", ["x", ""], ["y"], axis=1)], X),
-            r"has not the inputs that the operator needs \(x, nothing\)",
+            r"leaves out an input that it needs \(x, nothing\)",
         ),
     ],
     ids=lambda v: v[:20] if isinstance(v, str) else "",

@@ -22,6 +22,7 @@ from tvm import relax
 
 from tvmsep.contracts import ModelError
 from tvmsep.frontends.names import identifier
+from tvmsep.schedules.resample import COORDINATES, ROUNDINGS
 
 Expr = Any
 Converter = Callable[[Any, list[Any], dict[str, Any]], Any]
@@ -372,6 +373,9 @@ def _pow(bb: Any, inputs: list[Any], attrs: dict[str, Any]) -> Expr:
     return relax.op.power(base, exponent)
 
 
+_PLACES = (*COORDINATES, "tf_half_pixel_for_nn")  # the last has no template
+
+
 def _resize(bb: Any, inputs: list[Any], attrs: dict[str, Any]) -> Expr:
     x = inputs[0]
     own = _dims(x)
@@ -407,13 +411,16 @@ def _resize(bb: Any, inputs: list[Any], attrs: dict[str, Any]) -> Expr:
     method = {"nearest": "nearest_neighbor", "linear": "linear", "cubic": "cubic"}
     coordinates = _text(attrs, "coordinate_transformation_mode", "half_pixel")
     rounding = _text(attrs, "nearest_mode", "round_prefer_floor")
-    if coordinates in ("tf_crop_and_resize", "half_pixel_symmetric"):
-        raise ModelError(f"coordinate_transformation_mode {coordinates} is not supported")
+    if coordinates not in _PLACES:
+        raise ModelError(f"coordinate_transformation_mode {coordinates!r} is not supported")
+    kind = _text(attrs, "mode", "nearest")
+    if kind not in method or (kind == "nearest" and rounding not in ROUNDINGS):
+        raise ModelError(f"mode {kind!r} with nearest_mode {rounding!r} is not supported")
     return relax.op.image.resize2d(
         x,
         relax.ShapeExpr(target[2:]),
         layout="NCHW",
-        method=method[_text(attrs, "mode", "nearest")],
+        method=method[kind],
         coordinate_transformation_mode="asymmetric" if early else coordinates,
         rounding_method="floor" if early else rounding,
         cubic_alpha=attrs.get("cubic_coeff_a", -0.75),

@@ -67,9 +67,6 @@ def features(w: Workload, threads: int, c: Config) -> list[float]:
 class CostModel:
     """Ranks configs of tasks of one template; knows nothing until it has seen a few trials.
 
-    Earlier logs are learnt once. Their prediction is the base margin of the trees that this run's
-    trials grow, which so learn only where the earlier logs are wrong, however long these are.
-
     Args:
         seed: of the trees.
         target: whose trials it ranks.
@@ -80,59 +77,42 @@ class CostModel:
     def __init__(self, seed: int, target: str = "", prior: Sequence[Trial] = ()) -> None:
         self._seed = seed
         self._booster: xgboost.Booster | None = None
-        self._earlier: xgboost.Booster | None = None
-        self._rows = 0
-        self._prior = [*prior]
-        self._target = target
+        self._rows = -1
+        self._prior = _rows(prior)
+        self._prior_weights = [
+            PRIOR_WEIGHT if t.target == target else RELATED_WEIGHT for t in _grouped(prior)
+        ]
 
     @property
     def trained(self) -> bool:
         """Whether it has seen enough to rank anything."""
-        return self._booster is not None or self._earlier is not None
+        return self._booster is not None
 
     def fit(self, trials: Iterable[Trial]) -> None:
         """Learn from all trials of the template, failures included."""
-        if len(self._prior) >= _MIN_ROWS:
-            rows, labels = _rows(self._prior)
-            here = [t.target == self._target for t in _grouped(self._prior)]
-            weights = np.where(here, PRIOR_WEIGHT, RELATED_WEIGHT)
-            self._earlier = self._grown(rows, labels, weights)
-        self._prior = []
-        rows, labels = _rows(trials)
-        if len(rows) >= max(_MIN_ROWS, 1.1 * self._rows, self._rows + 1):
-            self._rows = len(rows)
-            self._booster = self._grown(rows, labels)
-
-    def _grown(
-        self,
-        rows: list[list[float]],
-        labels: list[float],
-        weights: np.ndarray[Any, Any] | None = None,
-    ) -> xgboost.Booster:
+        rows, target = _rows(trials)
+        many = len(rows) + len(self._prior[0]) >= _MIN_ROWS
+        if not many or len(rows) < max(1.1 * self._rows, self._rows + 1):
+            return
+        self._rows = len(rows)
         import xgboost
 
-        data = self._matrix(rows)
-        data.set_label(np.asarray(labels, np.float32))
-        if weights is not None:
-            data.set_weight(weights)
-        return xgboost.train({**_TREES, "seed": self._seed}, data, num_boost_round=_ROUNDS)
-
-    def _matrix(self, rows: list[list[float]]) -> xgboost.DMatrix:
-        """Features, with what earlier logs predict of them."""
-        import xgboost
-
-        data = xgboost.DMatrix(np.asarray(rows, np.float32))
-        if self._earlier is not None:
-            data.set_base_margin(self._earlier.predict(data))
-        return data
+        data = xgboost.DMatrix(
+            np.asarray([*rows, *self._prior[0]], np.float32),
+            np.asarray([*target, *self._prior[1]], np.float32),
+            weight=np.asarray([1.0] * len(rows) + self._prior_weights, np.float32),
+        )
+        self._booster = xgboost.train({**_TREES, "seed": self._seed}, data, num_boost_round=_ROUNDS)
 
     def predict(self, task: Task, configs: Sequence[Config]) -> np.ndarray[Any, Any]:
         """Predicted `log(best / time)` of each config: larger is better."""
-        if not self.trained:
+        if self._booster is None:
             raise RuntimeError("fit the model before asking it")
-        data = self._matrix([features(task.workload, task.threads, c) for c in configs])
-        scores: np.ndarray[Any, Any] = (
-            data.get_base_margin() if self._booster is None else self._booster.predict(data)
+        import xgboost
+
+        rows = [features(task.workload, task.threads, c) for c in configs]
+        scores: np.ndarray[Any, Any] = self._booster.predict(
+            xgboost.DMatrix(np.asarray(rows, np.float32))
         )
         return scores
 

@@ -30,8 +30,9 @@ if TYPE_CHECKING:
 
 FIRST_BATCH = 4
 """Of a task that was never measured: the default and a few more, so that every task has its turn
-before a short budget is over. Where earlier logs have taught the cost model the few are its
-favourites."""
+before a short budget is over."""
+FIRST_BATCH_TAUGHT = 3
+"""The same where earlier logs have taught the cost model: the default and its two favourites."""
 PLATEAU_GAIN = 0.003
 PLATEAU_TRIALS = 160
 RESERVE = 0.35
@@ -185,7 +186,8 @@ def _choose(
         return "exhausted", None
     if first and (best.trials or any(best is b for b in busy)):
         return "", None
-    size = BATCH * min(run.farm.boards, MAX_BATCHES) if best.trials else FIRST_BATCH
+    few = FIRST_BATCH_TAUGHT if run.taught(best.task.template) else FIRST_BATCH
+    size = BATCH * min(run.farm.boards, MAX_BATCHES) if best.trials else few
     return "", (best, run.propose(best, int(min(size, left))))
 
 
