@@ -13,7 +13,7 @@ import typer
 
 from tvmsep.cli import options
 from tvmsep.cli.export_cmd import export
-from tvmsep.cli.options import BundlePath
+from tvmsep.cli.options import BundlePath, shape_option
 from tvmsep.contracts import InputError
 from tvmsep.contracts.words import counted
 
@@ -54,10 +54,8 @@ def run(
     ] = None,
     shape: Annotated[
         list[str] | None,
-        typer.Option(
-            "--shape",
-            metavar="NAME=1,3,224,224",
-            help="Which of the bundle's input shapes a picture is made for; by default the first.",
+        shape_option(
+            "Which of the bundle's input shapes a picture is made for; by default the first."
         ),
     ] = None,
     require_signature: RequireSignature = None,
@@ -124,11 +122,7 @@ def bench(
     runs: Annotated[int, typer.Option(min=4, help="Timed runs of each.")] = 100,
     shape: Annotated[
         list[str] | None,
-        typer.Option(
-            "--shape",
-            metavar="NAME=1,3,224,224",
-            help="Which of the bundle's input shapes; by default all of them.",
-        ),
+        shape_option("Which of the bundle's input shapes; by default all of them."),
     ] = None,
     require_signature: RequireSignature = None,
     as_json: AsJson = False,

@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 from collections.abc import Callable
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
@@ -32,25 +32,20 @@ Threads = Annotated[
     str | None,
     typer.Option("--threads", metavar="N[,N]", help="Thread counts; by default all cores."),
 ]
-ShapesOption = Annotated[
-    list[str] | None,
-    typer.Option("--shape", metavar="NAME=1,3,224,224", help="Fix a dynamic input's shape."),
-]
+
+
+def shape_option(help_: str) -> Any:
+    """`--shape`, which takes one input's shape and may be given again."""
+    return typer.Option("--shape", metavar="NAME=1,3,224,224", help=help_)
+
+
+ShapesOption = Annotated[list[str] | None, shape_option("Fix a dynamic input's shape.")]
 ShapeSetsOption = Annotated[
     list[str] | None,
-    typer.Option(
-        "--shape",
-        metavar="NAME=1,3,224,224",
-        help="Fix a dynamic input's shape; again for another shape in the same bundle.",
-    ),
+    shape_option("Fix a dynamic input's shape; again for another shape in the same bundle."),
 ]
 BundleShape = Annotated[
-    list[str] | None,
-    typer.Option(
-        "--shape",
-        metavar="NAME=1,3,224,224",
-        help="Which of the bundle's input shapes; by default the first.",
-    ),
+    list[str] | None, shape_option("Which of the bundle's input shapes; by default the first.")
 ]
 ParamsOption = Annotated[
     Path | None, typer.Option("--params", metavar="FILE", help="A .relay file's weights.")

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from tvmsep.cli import options
-from tvmsep.cli.options import AsJson, ParamsOption
+from tvmsep.cli.options import AsJson, ParamsOption, shape_option
 from tvmsep.contracts import InputError
 
 if TYPE_CHECKING:
@@ -41,11 +41,7 @@ def verify(
     ] = 1e-4,
     shape: Annotated[
         list[str] | None,
-        typer.Option(
-            "--shape",
-            metavar="NAME=1,3,224,224",
-            help="Which of the bundle's input shapes; by default all, or those of the data.",
-        ),
+        shape_option("Which of the bundle's input shapes; by default all, or those of the data."),
     ] = None,
     params: ParamsOption = None,
     as_json: AsJson = False,

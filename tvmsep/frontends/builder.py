@@ -41,7 +41,7 @@ def make_divisible(value: float, divisor: int = 8) -> int:
 def build(spec: BuiltinSpec, net: Network, state: Mapping[str, Any] | None) -> onnx.ModelProto:
     """The network of `spec` as an ONNX model; see `builtin_proto`."""
     from tvmsep.frontends.builtin import OPSET
-    from tvmsep.frontends.onnx_clean import require_onnx
+    from tvmsep.frontends.onnx_check import require_onnx
 
     onnx = require_onnx()
     helper, floats = onnx.helper, onnx.TensorProto.FLOAT

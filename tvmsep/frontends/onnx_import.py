@@ -16,8 +16,11 @@ from tvm.relax.frontend.onnx import onnx_frontend as stock
 
 from tvmsep.contracts import ModelError
 from tvmsep.frontends.names import identifier
-from tvmsep.frontends.onnx_clean import name_nodes, opset, require_onnx
-from tvmsep.frontends.onnx_ops import CONVERTERS, Expr, check_kernel, settle_output_shape
+from tvmsep.frontends.onnx_check import opset, require_onnx
+from tvmsep.frontends.onnx_clean import name_nodes
+from tvmsep.frontends.onnx_images import check_kernel, settle_output_shape
+from tvmsep.frontends.onnx_ops import CONVERTERS
+from tvmsep.frontends.onnx_values import Expr
 
 if TYPE_CHECKING:
     import onnx

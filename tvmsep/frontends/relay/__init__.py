@@ -18,7 +18,7 @@ from tvmsep.frontends.model import Imported, TensorSpec
 
 if TYPE_CHECKING:
     from tvmsep.frontends.relay.params import Array
-    from tvmsep.frontends.relay.syntax import Function
+    from tvmsep.frontends.relay.tree import Function
 
 _MAX_TEXT_BYTES = 1 << 30
 
@@ -91,7 +91,7 @@ def _read(path: Path) -> bytes:
 
 def _bind(main: Function, arrays: Mapping[str, Array], path: Path | None) -> dict[str, Array]:
     """The parameters that are weights, by the name they have in the text."""
-    from tvmsep.frontends.relay.syntax import TensorType
+    from tvmsep.frontends.relay.tree import TensorType
 
     values = {}
     names = {p.name.text for p in main.params}
@@ -133,7 +133,8 @@ def _inputs(
     params: Path | None,
 ) -> dict[str, tuple[int, ...]]:
     """Shapes of the parameters that are no weights."""
-    from tvmsep.frontends.relay.syntax import TensorType, at
+    from tvmsep.frontends.relay.syntax import at
+    from tvmsep.frontends.relay.tree import TensorType
 
     found = {}
     free = [p for p in main.params if p.name.text not in values]

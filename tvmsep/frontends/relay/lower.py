@@ -18,7 +18,7 @@ from tvm import relax
 
 from tvmsep.contracts import ModelError
 from tvmsep.frontends.names import identifier
-from tvmsep.frontends.relay import syntax
+from tvmsep.frontends.relay import syntax, tree
 from tvmsep.frontends.relay.attrs import const, dims
 from tvmsep.frontends.relay.ops import OPS
 from tvmsep.frontends.relay.params import Array
@@ -44,7 +44,7 @@ _WHY = {
 class _Closure:
     """A function and what its body sees."""
 
-    def __init__(self, function: syntax.Function, names: dict[str, Any]) -> None:
+    def __init__(self, function: tree.Function, names: dict[str, Any]) -> None:
         self.function, self.names = function, names
 
 
@@ -72,7 +72,7 @@ class Lowering:
         self.calls, self.depth = 0, 0
         self.hint = ""
 
-    def refuse(self, at: syntax.Place, why: str) -> _At:
+    def refuse(self, at: tree.Place, why: str) -> _At:
         """An error that says where."""
         return _At(f"{self.path}, {syntax.at(at)}: {why}")
 
@@ -125,14 +125,14 @@ class Lowering:
 
     # Expressions
 
-    def _tensor(self, value: Any, at: syntax.Place, what: str) -> Any:
+    def _tensor(self, value: Any, at: tree.Place, what: str) -> Any:
         if isinstance(value, tuple | _Closure) or value is None:
             kind = "a tuple" if isinstance(value, tuple) else "a function"
             kind = "a dropout's mask" if value is None else kind
             raise self.refuse(at, f"{what} is {kind}: a tensor is needed")
         return value
 
-    def _value(self, expr: syntax.Expr, names: dict[str, Any]) -> Any:
+    def _value(self, expr: tree.Expr, names: dict[str, Any]) -> Any:
         self.depth += 1
         try:
             if self.depth > _MAX_DEPTH:
@@ -141,31 +141,31 @@ class Lowering:
         finally:
             self.depth -= 1
 
-    def _evaluate(self, expr: syntax.Expr, names: dict[str, Any]) -> Any:
+    def _evaluate(self, expr: tree.Expr, names: dict[str, Any]) -> Any:
         match expr:
-            case syntax.Literal():
+            case tree.Literal():
                 try:
                     return relax.const(expr.value, expr.dtype)
                 except (OverflowError, ValueError, TypeError, RuntimeError) as error:
                     why = f"{expr.value} is no {expr.dtype} that can be read"
                     raise self.refuse(expr.at, why) from error
-            case syntax.Name():
+            case tree.Name():
                 return self._name(expr, names)
-            case syntax.Meta():
+            case tree.Meta():
                 return self._meta(expr)
-            case syntax.TupleOf():
+            case tree.TupleOf():
                 return tuple(self._value(f, names) for f in expr.fields)
-            case syntax.Project():
+            case tree.Project():
                 return self._field(self._value(expr.source, names), expr.index, expr.at)
-            case syntax.Function():
+            case tree.Function():
                 return _Closure(expr, names)
-            case syntax.Scope():
+            case tree.Scope():
                 return self._scope(expr, names)
-            case syntax.Call():
+            case tree.Call():
                 return self._call(expr, names)
         raise self.refuse(expr.at, "this is not supported")
 
-    def _name(self, name: syntax.Name, names: dict[str, Any]) -> Any:
+    def _name(self, name: tree.Name, names: dict[str, Any]) -> Any:
         text = name.text
         if text in names:
             return names[text]
@@ -180,14 +180,14 @@ class Lowering:
             raise self.refuse(name.at, f"{text} is not defined before it is used")
         raise self.refuse(name.at, f"operator {text} is used as a value: only calls are supported")
 
-    def _field(self, value: Any, index: int, at: syntax.Place) -> Any:
+    def _field(self, value: Any, index: int, at: tree.Place) -> Any:
         if not isinstance(value, tuple):
             raise self.refuse(at, f"field {index} is taken of something that is no tuple")
         if index >= len(value):
             raise self.refuse(at, f"field {index} is taken of a tuple of {len(value)}")
         return value[index]
 
-    def _meta(self, meta: syntax.Meta) -> Any:
+    def _meta(self, meta: tree.Meta) -> Any:
         if meta.kind != "relay.Constant":
             raise self.refuse(meta.at, f"meta[{meta.kind}] is not supported: only constants are")
         if meta.index >= len(self.constants):
@@ -199,7 +199,7 @@ class Lowering:
         array = self.constants[meta.index]
         return relax.const(array, str(array.dtype))
 
-    def _scope(self, scope: syntax.Scope, names: dict[str, Any]) -> Any:
+    def _scope(self, scope: tree.Scope, names: dict[str, Any]) -> Any:
         """Bindings in order. `%0` stays known outside, which the printer relies on."""
         inner = dict(names)
         for name, declared, expr in scope.bindings:
@@ -212,7 +212,7 @@ class Lowering:
         self.hint = ""
         return self._value(scope.result, inner)
 
-    def _apply(self, closure: _Closure, args: list[Any], at: syntax.Place) -> Any:
+    def _apply(self, closure: _Closure, args: list[Any], at: tree.Place) -> Any:
         function = closure.function
         if len(args) != len(function.params):
             why = f"a function of {len(function.params)} parameters gets {len(args)}"
@@ -225,12 +225,12 @@ class Lowering:
         self._check_type(result, function.returns, function.at, "the function's result")
         return result
 
-    def _check_type(self, value: Any, declared: syntax.Type, at: syntax.Place, what: str) -> None:
+    def _check_type(self, value: Any, declared: tree.Type, at: tree.Place, what: str) -> None:
         """Compare a value with what the text says it is: a difference means a wrong import."""
         if isinstance(declared, tuple) and isinstance(value, tuple) and len(declared) == len(value):
             for field, kind in zip(value, declared, strict=True):
                 self._check_type(field, kind, at, what)
-        elif isinstance(declared, syntax.TensorType) and hasattr(value, "ty"):
+        elif isinstance(declared, tree.TensorType) and hasattr(value, "ty"):
             own = tuple(int(d) for d in value.ty.shape)
             fits = len(own) == len(declared.shape) and all(
                 d in (None, n) for n, d in zip(own, declared.shape, strict=True)
@@ -245,26 +245,26 @@ class Lowering:
 
     # Calls
 
-    def _call(self, call: syntax.Call, names: dict[str, Any]) -> Any:
+    def _call(self, call: tree.Call, names: dict[str, Any]) -> Any:
         hint, self.hint = self.hint, ""
         callee = call.callee
-        operator = isinstance(callee, syntax.Name) and callee.text[0] not in "%@"
+        operator = isinstance(callee, tree.Name) and callee.text[0] not in "%@"
         if operator:
-            assert isinstance(callee, syntax.Name)
+            assert isinstance(callee, tree.Name)
             self._known(callee)
         args = [self._value(a, names) for a in call.args]
         self.calls += 1
         if self.calls > _MAX_CALLS:
             raise self.refuse(call.at, f"the program makes more than {_MAX_CALLS} calls")
         if operator:
-            assert isinstance(callee, syntax.Name)
+            assert isinstance(callee, tree.Name)
             return self._operator(callee, args, dict(call.attrs), hint)
         function = self._value(callee, names)
         if not isinstance(function, _Closure):
             raise self.refuse(call.at, "something that is no function is called")
         return self._apply(function, args, call.at)
 
-    def _known(self, name: syntax.Name) -> None:
+    def _known(self, name: tree.Name) -> None:
         if name.text in OPS:
             return
         for start, why in _WHY.items():
@@ -276,9 +276,7 @@ class Lowering:
             "model to ONNX",
         )
 
-    def _operator(
-        self, name: syntax.Name, args: list[Any], attrs: dict[str, Any], hint: str
-    ) -> Any:
+    def _operator(self, name: tree.Name, args: list[Any], attrs: dict[str, Any], hint: str) -> Any:
         op = OPS[name.text]
         unknown = sorted(set(attrs) - set(op.attrs))
         if unknown:
@@ -305,7 +303,7 @@ class Lowering:
             self._check_value(value, name)
         return made
 
-    def _check_value(self, value: Any, name: syntax.Name) -> None:
+    def _check_value(self, value: Any, name: tree.Name) -> None:
         if value is None:
             return
         dtype, shape = str(value.ty.dtype), tuple(int(d) for d in value.ty.shape)
