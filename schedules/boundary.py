@@ -70,7 +70,7 @@ class Unpack:
     """Blocked to plain; padding channels are dropped."""
 
     name = "unpack"
-    version = 1
+    version = 1  # images are moved otherwise since; logs hold it for one pixel, which is not
 
     def accepts(self, w: Workload, t: Target) -> bool:
         """Blocked in, plain out."""
