@@ -14,10 +14,12 @@ from pathlib import Path
 import msgspec
 import numpy as np
 import pytest
+from onnx import TensorProto, helper, numpy_helper, save
 from test_cli import refused, tvmsep
 
 from tvmsep import api
 from tvmsep.cli.compare_cmds import words
+from tvmsep.codegen import example_inputs, reference, relative_error, unscheduled
 from tvmsep.codegen.assembly import hot_loop
 from tvmsep.compare import comparison as c
 from tvmsep.compare import entrants, kernels
@@ -25,8 +27,10 @@ from tvmsep.compare.changes import changes
 from tvmsep.compare.engines import OURS, Engine, Job, require
 from tvmsep.compare.rounds import Entrant, play
 from tvmsep.compare.seat import Seat
-from tvmsep.contracts import InputError
+from tvmsep.contracts import InputError, Workload
 from tvmsep.contracts.words import counted
+from tvmsep.schedules import template_for
+from tvmsep.targets import load_target
 
 MODEL = "mobilenet_v1:width=0.25,resolution=32"
 TASK = "dense 1x1 256>1000"
@@ -214,6 +218,52 @@ def test_own_adapters_and_outputs_that_differ(folder: Path) -> None:
         says=["Wrong and a do not compute the same"],
     )  # fmt: skip
     (folder / "wrong.py").unlink()
+
+
+# TVM's own schedules
+
+
+@pytest.mark.parametrize("op", ["depthwise", "dwpw", "pointwise"])
+def test_what_another_scheduler_gets_computes_the_same(op: str) -> None:
+    import tvm
+
+    w = Workload(
+        op=op,  # type: ignore[arg-type]
+        ic=16, ih=5, iw=7, oc=24 if op != "depthwise" else 16, in_block=8, out_block=8,
+        epilogue=("bias", "relu6"), mid_epilogue=("bias",) if op == "dwpw" else (),
+        **({"kh": 3, "kw": 3, "pads": (1, 1, 1, 1), "sh": 2, "sw": 2, "groups": 16}
+           if op != "pointwise" else {}),
+    )  # fmt: skip
+    target = load_target("local")
+    template = template_for(w, target)
+    assert template is not None
+    func = unscheduled(w, target, template.name, template.default(w, target, 1))
+    lib = tvm.compile(tvm.IRModule({"main": func}), target=tvm.target.Target(target.tvm_dict()))
+    inputs = example_inputs(w, 0)
+    out = tvm.runtime.tensor(np.full(w.out_shape, np.nan, np.float32))
+    lib["main"](*map(tvm.runtime.tensor, inputs), out)
+    assert relative_error(out.numpy(), reference(w, inputs), w.oc) < 2e-5
+
+
+def test_metaschedule(folder: Path, tmp_path: Path) -> None:
+    """Its search is run, and what it finds computes what ours computes."""
+    x = helper.make_tensor_value_info("x", TensorProto.FLOAT, (1, 8, 4, 4))
+    y = helper.make_tensor_value_info("y", TensorProto.FLOAT, (1, 8, 4, 4))
+    w = np.random.default_rng(0).standard_normal((8, 1, 3, 3)).astype(np.float32)
+    node = helper.make_node("Conv", ["x", "w"], ["y"], group=8, pads=[1, 1, 1, 1])
+    graph = helper.make_graph([node], "one", [x], [y], [numpy_helper.from_array(w, "w")])
+    opsets = [helper.make_opsetid("", 17)]
+    save(helper.make_model(graph, opset_imports=opsets, ir_version=10), tmp_path / "one.onnx")
+    shown = tvmsep(
+        "compare", "default", "metaschedule:3", "--model", "one.onnx", "--threads", "1",
+        "--rounds", "1", "--json", cwd=tmp_path,
+    )  # fmt: skip
+    assert shown.returncode == 0, shown.stderr
+    assert json.loads(shown.stdout)["largest_difference"] < 1e-5
+    refused(
+        "compare", "default", "metaschedule:1", "--model", "one.onnx", cwd=tmp_path,
+        says=["metaschedule:1: the network has 3 kernels"],
+    )  # fmt: skip
 
 
 # Mistakes

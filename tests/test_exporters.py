@@ -82,6 +82,21 @@ def test_torch_onnx_export(how: str, tmp_path: Path) -> None:
     assert report.check is not None and report.check.framework is not None
 
 
+def test_a_program_for_engines_that_read_onnx(tmp_path: Path) -> None:
+    torch = pytest.importorskip("torch")
+    pytest.importorskip("onnxscript")
+    from tvmsep.frontends.torch_import import export_onnx
+
+    program = torch.export.export(torch_network(), (torch.randn(1, 3, 32, 32),))
+    torch.export.save(program, tmp_path / "net.pt2")
+    export_onnx(tmp_path / "net.pt2", tmp_path / "net.onnx")
+    done = api.compare(
+        ["default", "torch", "onnxruntime"], model=str(tmp_path / "net.pt2"), threads=[1], rounds=1
+    )
+    assert [e.name for e in done.entrants] == ["default", "torch", "onnxruntime"]
+    assert done.largest_difference is not None and done.largest_difference < 1e-4
+
+
 def opset_7() -> onnx.ModelProto:
     """What changed since: attributes that became inputs, Upsample, statistics of a batch norm."""
     rng = np.random.default_rng(0)

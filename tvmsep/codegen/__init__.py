@@ -1,6 +1,6 @@
 """From a workload and a config to a scheduled kernel, and from object files to a library."""
 
-from tvmsep.codegen.kernel import kernel
+from tvmsep.codegen.kernel import kernel, unscheduled
 from tvmsep.codegen.link import LinkRefused, compile_c, link_object, link_shared
 from tvmsep.codegen.reference import example_inputs, reference, relative_error
 
@@ -13,4 +13,5 @@ __all__ = [
     "link_shared",
     "reference",
     "relative_error",
+    "unscheduled",
 ]

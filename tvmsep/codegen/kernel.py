@@ -11,6 +11,22 @@ if TYPE_CHECKING:
     from tvm import tirx
 
 
+def unscheduled(w: Workload, t: Target, template: str, c: Config) -> tirx.PrimFunc:
+    """The maths alone, with the parameters that `kernel` has: for another's scheduler."""
+    from tvm import s_tir
+
+    sch = s_tir.Schedule(TEMPLATES[template].compute(w, t, c), error_render_level="none")
+    if len(sch.mod["main"].params[-1].ty.shape) > len(
+        w.out_shape
+    ):  # rows and columns, which `apply` makes one
+        sch.transform_layout(
+            sch.get_sblock("out"), ("write", 0),
+            lambda n, c, h, x, *i: (n, c, h * w.ow + x, *i),
+        )  # fmt: skip
+    func: tirx.PrimFunc = sch.mod["main"]
+    return func.with_attr("global_symbol", "main").with_attr("tirx.noalias", True)
+
+
 def kernel(w: Workload, t: Target, template: str, c: Config, name: str = "main") -> tirx.PrimFunc:
     """The scheduled kernel, its global symbol `name`.
 

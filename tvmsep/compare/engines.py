@@ -31,7 +31,7 @@ from numpy.typing import NDArray
 from tvmsep.contracts import InputError
 
 Array = NDArray[Any]
-Takes = Literal["bundle", "library", "model"]
+Takes = Literal["bundle", "library", "onnx", "model"]
 
 
 @dataclass(frozen=True)
@@ -72,6 +72,11 @@ class Engine:
     takes: Takes
     package: str = ""
     extra: str = ""
+
+    @property
+    def reads_onnx(self) -> bool:
+        """Whether a program of torch's has to be exported for it."""
+        return self.takes in ("onnx", "library")
 
 
 def _listed(result: Any) -> list[Array]:
@@ -180,8 +185,8 @@ OURS = Engine("tvmsep", f"{_HERE}:Ours", "bundle")
 ENGINES: dict[str, Engine] = {
     e.name: e
     for e in (
-        Engine("onnxruntime", f"{_HERE}:OnnxRuntime", "model", "onnxruntime", "tune"),
-        Engine("openvino", f"{_HERE}:OpenVino", "model", "openvino", "openvino"),
+        Engine("onnxruntime", f"{_HERE}:OnnxRuntime", "onnx", "onnxruntime", "tune"),
+        Engine("openvino", f"{_HERE}:OpenVino", "onnx", "openvino", "openvino"),
         Engine("torch", f"{_HERE}:Torch", "model", "torch", "torch"),
         Engine("stock-tvm", f"{_HERE}:StockTvm", "library"),
     )

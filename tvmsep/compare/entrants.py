@@ -103,6 +103,8 @@ class Network:
     model: str
     file: str
     """What other engines read: an ONNX file, or a `.pt2`."""
+    onnx: str
+    """What those read that take ONNX alone: `file`, or what torch exports of it."""
     name: str
     sha256: str
     inputs: tuple[TensorInfo, ...]
@@ -162,14 +164,16 @@ def find_network(
     if model is None:
         first = next(iter(manifests.values()))
         one = first.specialisations[first.find(chosen)]
-        network = Network("", "", first.name, first.source.get("sha256", ""), one.inputs, chosen)
+        network = Network(
+            "", "", "", first.name, first.source.get("sha256", ""), one.inputs, chosen
+        )
     else:
         from tvmsep.frontends import load_model
 
         loaded = load_model(model, shapes=chosen)
+        file = _file_of(model, folder, chosen) if needs else ""
         network = Network(
-            model, _file_of(model, folder, chosen) if needs else "", loaded.name,
-            loaded.source["sha256"],
+            model, file, _onnx_of(file, specs, folder), loaded.name, loaded.source["sha256"],
             tuple(TensorInfo(name=t.name, shape=t.shape, dtype=t.dtype) for t in loaded.inputs),
             chosen,
         )  # fmt: skip
@@ -265,6 +269,19 @@ def _file_of(model: str, folder: Path, shapes: Shapes | None) -> str:
     return str(path)
 
 
+def _onnx_of(file: str, specs: Sequence[Spec], folder: Path) -> str:
+    """The ONNX file of a program, where an entrant needs one."""
+    if not file.endswith(".pt2"):
+        return file
+    if not any(s.engine is not None and s.engine.reads_onnx for s in specs):
+        return ""
+    from tvmsep.frontends.torch_import import export_onnx
+
+    out = folder / "model.onnx"
+    export_onnx(Path(file), out)
+    return str(out)
+
+
 def check(specs: Sequence[Spec], network: Network) -> None:
     """See that every engine is there and takes this kind of model file.
 
@@ -276,13 +293,10 @@ def check(specs: Sequence[Spec], network: Network) -> None:
         if engine is None or not network.file:
             continue
         require(engine)
-        program = network.file.endswith(".pt2")
-        if engine.name == "torch" and not program:
+        if engine.name == "torch" and not network.file.endswith(".pt2"):
             raise InputError(
                 "torch runs exported programs: give --model a .pt2 file (torch.export.save)"
             )
-        if engine.name in ("onnxruntime", "openvino", "stock-tvm") and program:
-            raise InputError(f"{engine.name} reads ONNX: give --model an .onnx file")
 
 
 def prepare(
@@ -329,10 +343,11 @@ def prepare(
                 stock.search(network.model, path, target, threads, spec.trials, network.shapes)
         case "stock-tvm":
             path = out.with_suffix(".so")
-            stock.compile_stock(network.file, path, target, threads)
+            stock.compile_stock(network.onnx, path, target, threads)
             adapter = ENGINES["stock-tvm"].adapter
         case "engine":
             assert spec.engine is not None
-            adapter, path = spec.engine.adapter, Path(network.file)
+            file = network.onnx if spec.engine.reads_onnx else network.file
+            adapter, path = spec.engine.adapter, Path(file)
     ours = spec.kind in ("bundle", "log", "default")
     return Entrant(spec.name, adapter, Job(str(path), threads), ours)

@@ -2,29 +2,36 @@
 
 from __future__ import annotations
 
+import sys
 import tempfile
+import types
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from tvmsep.contracts import Config, InputError, Target, Workload
-from tvmsep.measure.worker import Worker, WorkerDied, WorkerError, WorkerTimeout
+from tvmsep.measure.worker import Pool, Worker, WorkerDied, WorkerError, WorkerTimeout
 
 Shapes = Mapping[str, Sequence[int]] | None
 COMPILE_TIMEOUT_S = 600.0
 SEARCH_TIMEOUT_S = 4 * 3600.0
 _CANDIDATE_TIMEOUT_S = 30.0
+_BUILDERS = 2
 
 
 def _warm() -> None:
     pass
 
 
-def _away(what: str, env: dict[str, str], limit_s: float, fn: Any, *args: Any) -> None:
+def _warm_builder() -> None:
+    import tvm.s_tir.meta_schedule  # noqa: F401
+
+
+def _away(what: str, env: dict[str, str], limit_s: float, fn: Any, *args: Any) -> Any:
     """Run it in a process of its own: TVM's pools and its search leave theirs in no good state."""
     worker = Worker(_warm, {"TVM_USE_RUNTIME_LIB": "0", **env})
     try:
-        worker.call(fn, *args, limit_s=limit_s)
+        return worker.call(fn, *args, limit_s=limit_s)
     except (WorkerDied, WorkerError, WorkerTimeout) as exc:
         raise InputError(f"{what} failed: {exc}; leave it out") from exc
     finally:
@@ -63,31 +70,40 @@ def _linker(target: Target) -> Any:
     return link
 
 
-def _builder(target: Target, folder: Path) -> Any:
-    """MetaSchedule's builder in this process.
+def _candidate(module: str, spec: dict[str, Any], target: Target, out: Path) -> None:
+    """Build one of the search's candidates, in a worker's process."""
+    import tvm
+    from tvm.s_tir.meta_schedule import builder as b
 
-    TVM's starts new processes for each batch, and each imports 18 s of CUDA intrinsics.
+    built = b.local_builder.default_build(tvm.ir.load_json(module), tvm.target.Target(spec), None)
+    built.export_library(str(out), fcompile=_linker(target), workspace_dir=str(out.parent))
+
+
+def _builder(target: Target, spec: dict[str, Any], folder: Path, pool: Pool) -> Any:
+    """MetaSchedule's builder in warm processes, with a limit on each candidate.
+
+    TVM's starts new processes for each batch, each of which imports everything again.
     """
+    import tvm
     from tvm.ir.utils import derived_object
     from tvm.s_tir.meta_schedule import builder as b
 
-    link = _linker(target)
-
     @derived_object
-    class Here(b.PyBuilder):  # type: ignore[misc]
+    class Warm(b.PyBuilder):  # type: ignore[misc]
         def build(self, inputs: Any) -> list[Any]:
-            return [self._one(i) for i in inputs]
+            # The search removes the folder of each candidate.
+            outs = [Path(tempfile.mkdtemp(dir=folder)) / "kernel.so" for _ in inputs]
+            calls = [
+                (tvm.ir.save_json(i.mod), spec, target, out)
+                for i, out in zip(inputs, outs, strict=True)
+            ]
+            answers = pool.map(_candidate, calls, _CANDIDATE_TIMEOUT_S)
+            return [
+                b.BuilderResult(str(out), None) if a is None else b.BuilderResult(None, str(a))
+                for a, out in zip(answers, outs, strict=True)
+            ]
 
-        def _one(self, one: Any) -> Any:
-            out = Path(tempfile.mkdtemp(dir=folder)) / "kernel.so"  # the search removes its folder
-            try:
-                built = b.local_builder.default_build(one.mod, one.target, None)
-                built.export_library(str(out), fcompile=link, workspace_dir=str(out.parent))
-            except Exception as error:  # TVM raises whatever it likes
-                return b.BuilderResult(None, str(error))
-            return b.BuilderResult(str(out), None)
-
-    return Here()
+    return Warm()
 
 
 def search(
@@ -106,19 +122,10 @@ def search(
     Raises:
         InputError: too few trials, or TVM's search fails.
     """
-    env = {"TVM_NUM_THREADS": str(threads)}
-    args = (model, bundle, target, threads, trials, shapes)
-    _away(f"metaschedule:{trials}", env, SEARCH_TIMEOUT_S, _search, *args)
-
-
-def _search(
-    model: str, bundle: Path, target: Target, threads: int, trials: int, shapes: Shapes
-) -> None:
-    from tvm import IRModule, s_tir
-    from tvm.s_tir import meta_schedule as ms
-    from tvm.target import Target as TvmTarget
+    import tvm
 
     from tvmsep.bundle import Package, write_bundle
+    from tvmsep.codegen import unscheduled
     from tvmsep.compiler import compile_library, emit, lower, peak_bytes
     from tvmsep.frontends import load_model
     from tvmsep.graph import from_relax, make_plan, normalise
@@ -134,26 +141,22 @@ def _search(
             "trials"
         )
     configs: dict[Workload, tuple[str, Config]] = {}
-    modules: dict[Workload, Any] = {}
+    modules: list[str] = []
     for task in tasks:
-        w, template = task.workload, TEMPLATES[task.template]
-        config = template.default(w, target, threads)
+        w = task.workload
+        config = TEMPLATES[task.template].default(w, target, threads)
         configs[w] = (task.template, config)
-        func = template.compute(w, target, config).with_attr("global_symbol", "main")
-        modules[w] = IRModule({"main": func.with_attr("tirx.noalias", True)})
-    spec = TvmTarget({**target.tvm_dict(), "num-cores": threads})
-    share = max(1, trials // len(tasks))
-    kernels: dict[Workload, Any] = {}
-    runner = ms.runner.LocalRunner(timeout_sec=_CANDIDATE_TIMEOUT_S)
-    for w, module in modules.items():
-        with tempfile.TemporaryDirectory(prefix="tvmsep-ms-") as folder:
-            database = ms.tune_tir(
-                module, spec, folder, max_trials_global=share, num_trials_per_iter=min(share, 16),
-                builder=_builder(target, Path(folder)), runner=runner,
-            )  # fmt: skip
-            found = ms.tir_integration.compile_tir(database, module, spec)
-            if isinstance(found, s_tir.Schedule):
-                kernels[w] = found.mod["main"]
+        module = tvm.IRModule({"main": unscheduled(w, target, task.template, config)})
+        modules.append(tvm.ir.save_json(module))
+    env = {"TVM_NUM_THREADS": str(threads)}
+    share = trials // len(tasks)
+    args = (modules, target, threads, share)
+    found = _away(f"metaschedule:{trials}", env, SEARCH_TIMEOUT_S, _search, *args)
+    kernels = {
+        task.workload: tvm.ir.load_json(text)
+        for task, text in zip(tasks, found, strict=True)
+        if text is not None
+    }
     if not kernels:
         raise InputError("no candidate of MetaSchedule's could be built and run")
     module = emit(plan, target, configs, kernels=kernels)
@@ -168,3 +171,33 @@ def _search(
         peak_ram_bytes={threads: peak_bytes(lowered) + sum(a.nbytes for a in weights.values())},
         source=m.source, licence=m.licence, flops=m.flops,
     )  # fmt: skip
+
+
+def _search(modules: Sequence[str], target: Target, threads: int, trials: int) -> list[str | None]:
+    """The best kernel for each module, or None where no candidate could be built and run."""
+    for kind in ("cuda", "rocm", "metal"):  # of 18 s of imports these take 16, for nothing here
+        name = f"tvm.s_tir.tensor_intrin.{kind}"
+        sys.modules.setdefault(name, types.ModuleType(name))
+    import tvm
+    from tvm import s_tir
+    from tvm.s_tir import meta_schedule as ms
+
+    described = {**target.tvm_dict(), "num-cores": threads}
+    spec = tvm.target.Target(described)
+    runner = ms.runner.LocalRunner(timeout_sec=_CANDIDATE_TIMEOUT_S)
+    kernels: list[str | None] = []
+    pool = Pool(_BUILDERS, _warm_builder)
+    try:
+        for module in map(tvm.ir.load_json, modules):
+            with tempfile.TemporaryDirectory(prefix="tvmsep-ms-") as folder:
+                database = ms.tune_tir(
+                    module, spec, folder, max_trials_global=trials,
+                    num_trials_per_iter=min(trials, 16),
+                    builder=_builder(target, described, Path(folder), pool), runner=runner,
+                )  # fmt: skip
+                found = ms.tir_integration.compile_tir(database, module, spec)
+            good = isinstance(found, s_tir.Schedule)
+            kernels.append(tvm.ir.save_json(found.mod["main"]) if good else None)
+    finally:
+        pool.close()
+    return kernels

@@ -2,7 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
+import importlib.util
+import io
+import logging
 import warnings
 import zipfile
 from collections.abc import Sequence
@@ -92,6 +96,30 @@ def from_pt2(path: Path) -> Imported:
         ) from error
     source = {"kind": "pt2", "path": str(path), "sha256": hashlib.sha256(data).hexdigest()}
     return from_program(program, name=path.stem, source=source)
+
+
+def export_onnx(path: Path, out: Path) -> None:
+    """Write the program of a `.pt2` file as ONNX, for engines that read nothing else.
+
+    Raises:
+        InputError: torch's exporter is not installed, or cannot.
+    """
+    torch = require_torch()
+    if importlib.util.find_spec("onnxscript") is None:
+        raise InputError(
+            f"what reads only ONNX needs {path} exported by torch, and that needs onnxscript: "
+            "pip install 'tvmsep[exporters]', or give an .onnx file"
+        )
+    try:
+        with warnings.catch_warnings(), contextlib.redirect_stdout(io.StringIO()):
+            warnings.simplefilter("ignore")
+            logging.getLogger("torch.onnx").setLevel(logging.ERROR)  # it misses torchvision
+            program = torch.export.load(path)
+            torch.onnx.export(program, f=str(out), dynamo=True, external_data=False, verbose=False)
+    except Exception as error:  # torch raises whatever it likes
+        raise InputError(
+            f"torch cannot export {path} to ONNX: {_last_line(error)}; give an .onnx file"
+        ) from error
 
 
 def from_program(
