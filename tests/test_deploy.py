@@ -14,8 +14,9 @@ from pathlib import Path
 import msgspec
 import pytest
 from boards_kit import Running, Sshd, alive, free_port, run, running, sshd, tree, until
+from runtime_kit import BUILD_TIMEOUT_S, cache
 
-from tvmsep.boards import background, deploy, remove, wheel
+from tvmsep.boards import background, deploy, deploy_runtime, remove, wheel
 from tvmsep.boards.facts import Facts, here
 from tvmsep.boards.ssh import Ssh
 from tvmsep.boards.supervise import START_TIMEOUT_S as SUPERVISED_S
@@ -41,9 +42,9 @@ def tracker(tmp_path: Path) -> Iterator[tuple[Running, str]]:
         yield it, f"127.0.0.1:{port}"
 
 
-def board(server: Sshd, *words: str, state: Path) -> str:
-    done = run("board", words[0], DESTINATION, *words[1:], *server.options,
-               XDG_STATE_HOME=str(state))  # fmt: skip
+def board(server: Sshd, *words: str, state: Path, timeout: float = 300.0, **env: str) -> str:
+    done = run("board", words[0], DESTINATION, *words[1:], *server.options, timeout=timeout,
+               XDG_STATE_HOME=str(state), **env)  # fmt: skip
     assert done.returncode == 0, done.stderr
     return done.stdout + done.stderr
 
@@ -84,6 +85,55 @@ def test_deploy_reconnect_undeploy(
     until(lambda: not any(map(alive, pids)), "the end of server and tunnel", 10)
 
 
+def test_a_board_without_python(server: Sshd, tracker: tuple[Running, str], tmp_path: Path) -> None:
+    folder = server.folder / "bare"
+    words = (
+        "deploy", "--target", "local", "--key", "bare", "--dir", str(folder), "--runtime",
+        "--tracker", tracker[1],
+    )  # fmt: skip
+    said = board(server, *words, state=tmp_path, timeout=BUILD_TIMEOUT_S, **cache())
+    (local,) = (tmp_path / "tvmsep" / "boards").iterdir()
+    pids = [remove.holder(str(p)) for p in (folder / "serve.lock", local / "tunnel.lock")]
+    try:
+        assert all(pids) and "copying the runtime" in said
+        port = background.running(local / "tunnel.json")["port"]  # type: ignore[index]
+
+        def listed() -> bool:
+            done = run("boards", "--rpc", tracker[1])
+            return f"127.0.0.1:{port}  free" in done.stdout
+
+        until(listed, "the board at the tracker")
+        seen = run("board", "doctor", "--rpc", tracker[1], "--key", "bare", "--target", "local")
+        assert seen.returncode == 0 and "on both ends" in seen.stdout, seen.stdout + seen.stderr
+        os.kill(pids[0], signal.SIGKILL)
+        until(lambda: remove.holder(str(folder / "serve.lock")) not in (0, pids[0]), "a server")
+        until(listed, "the board at the tracker again")
+        again = board(server, *words, state=tmp_path, **cache())
+        assert "installed there already" in again
+        pids = [remove.holder(str(p)) for p in (folder / "serve.lock", local / "tunnel.lock")]
+    finally:
+        said = board(server, "undeploy", state=tmp_path)
+    assert "ended the tunnel" in said and f"removed {folder}" in said and "stopped" in said
+    assert not folder.exists() and not local.exists()
+    until(lambda: not any(map(alive, pids)), "the end of server and tunnel", 10)
+
+
+def test_undeploy_with_a_shell_alone(tmp_path: Path) -> None:
+    folder = tmp_path / "board"
+    (folder / "runtime").mkdir(parents=True)
+    assert deploy_runtime.remove(Here("board"), str(folder)) == "absent" and folder.exists()
+    (folder / remove.MARK).touch()
+    program = folder / "runtime" / "tvmsep-server"
+    program.write_text("#!/bin/sh\necho does not end >&2\nexit 2\n")
+    program.chmod(0o755)
+    with pytest.raises(subprocess.CalledProcessError):
+        deploy_runtime.remove(Here("board"), str(folder))
+    assert folder.exists()
+    program.write_text('#!/bin/sh\necho "was not running $1 ${2##*/}"\n')
+    assert deploy_runtime.remove(Here("board"), str(folder)) == "was not running stop serve.json"
+    assert not folder.exists()
+
+
 def test_a_wheel_that_pip_installs(server: Sshd, tmp_path: Path) -> None:
     """The installation itself, but for the requirements, which take minutes."""
     name, data = wheel.build()
@@ -106,6 +156,8 @@ def test_a_wheel_that_pip_installs(server: Sshd, tmp_path: Path) -> None:
         (["--dir", "{full}"], ["is not empty", "--dir"]),
         (["--python", "/nonexistent/python"], ["no /nonexistent/python", "--python"]),
         (["--wheels", "{full}"], ["holds no wheel"]),
+        (["--runtime", "--no-install"], ["--runtime needs no Python"]),
+        (["--runtime", "--target", "{arm}"], ["is for aarch64", "x86_64"]),
         (["--tracker", "192.0.2.1:9190"], ["192.0.2.1", "board serve"]),
         (["--target", "{arm}"], ["is for aarch64", "x86_64"]),
         (["--ssh-option", "-o PubkeyAuthentication=no"], ["Permission denied", "ssh-copy-id"]),

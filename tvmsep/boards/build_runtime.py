@@ -50,7 +50,7 @@ _UNITS = {
     "runtime": [f"src/runtime/{n}.cc" for n in _RUNTIME.split()],
     "rpc": [*(f"src/runtime/{n}.cc" for n in _RPC.split()), "channel.cc"],
 }
-_SERVER = ("facts", "tracker", "server")
+_SERVER = ("facts", "tracker", "background", "server")
 _FLAGS = ("-std=c++20", "-O2", "-g0", "-fPIC", "-fvisibility=hidden", "-I.", "-Iinclude")
 _TVM_FLAGS = (
     "-fvisibility-inlines-hidden", "-ffunction-sections", "-Wno-everything", "-DNDEBUG",

@@ -5,7 +5,8 @@ Everything on the board lies in one folder, and everything here in one folder of
 
 1. one round trip finds a Python and asks for the facts; what cannot work is refused now;
 2. a venv with tvmsep (a wheel made here) and its requirements, from the board's network or from
-   wheels that are copied;
+   wheels that are copied; or, for a board without Python, the runtime that is built here
+   (`deploy_runtime`);
 3. a tunnel process here starts the server there, on the board's loopback, and keeps both ends
    together (see `tunnel`).
 """
@@ -51,7 +52,8 @@ STOP_TIMEOUT_S = 60.0
 """Above what `remove.stop` takes when a process does not heed SIGTERM."""
 _WITH_WHEELS = ("x86_64", "aarch64")
 _PYTHONS = ("python3.14", "python3.13", "python3.12", "python3.11", "python3")
-_INSTALLED = "installed"
+INSTALLED = "installed"
+"""The file that says what is."""
 
 
 class Deployment(msgspec.Struct, frozen=True, kw_only=True):
@@ -62,7 +64,7 @@ class Deployment(msgspec.Struct, frozen=True, kw_only=True):
     folder: str
     """On the board, absolute."""
     python: str
-    """On the board."""
+    """On the board; "" where it has the runtime instead."""
     key: str
     port: int
     """Here: what leads to the board's server."""
@@ -84,6 +86,8 @@ class Asked:
     python: str | None
     install: bool
     wheels: Path | None
+    runtime: bool = False
+    """Install the runtime that needs no Python."""
 
 
 def home(ssh: Ssh) -> Path:
@@ -105,7 +109,7 @@ def look(ssh: Ssh, python: str | None, folder: str) -> tuple[str, Facts]:
         what = python or "python3"
         raise BoardError(
             f"{ssh.destination} has no {what}: install Python {MIN_PYTHON[0]}.{MIN_PYTHON[1]} "
-            "or newer there, or name one with --python"
+            "or newer there, name one with --python, or do without: --runtime"
         ) from error
     script = Path(__file__).parents[1] / "measure" / "facts.py"
     return found, parse(ssh.run([found, "-", folder], send=script.read_bytes()))
@@ -139,18 +143,19 @@ def check(facts: Facts, asked: Asked) -> Iterator[str]:
     if facts.bits == 32 and facts.machine in _WITH_WHEELS:
         raise BoardError(
             f"{where} has a 32-bit Python on a 64-bit kernel, which cannot load code for "
-            f"{facts.machine}: install the 64-bit system, or name a 64-bit Python with --python"
+            f"{facts.machine}: install the 64-bit system, name a 64-bit Python with --python, or "
+            "take a 32-bit --target and --runtime"
         )
     if _numbers(facts.python) < MIN_PYTHON:
         raise BoardError(
             f"{where} has Python {facts.python}, and tvmsep needs {MIN_PYTHON[0]}.{MIN_PYTHON[1]} "
-            "or newer: install it there, or name one with --python"
+            "or newer: install it there, name one with --python, or do without: --runtime"
         )
     if asked.install:
         if facts.machine not in _WITH_WHEELS:
             raise BoardError(
-                f"{where} is {facts.machine}, for which TVM has no wheel: install a 64-bit system, "
-                "or build TVM there and use --no-install --python"
+                f"{where} is {facts.machine}, for which TVM has no wheel: add --runtime, "
+                "which needs none"
             )
         libc, version = facts.libc.partition(" ")[::2]
         if facts.system == "Linux" and (libc != "glibc" or _numbers(version) < MIN_GLIBC):
@@ -170,13 +175,15 @@ def check(facts: Facts, asked: Asked) -> Iterator[str]:
             yield f"{finding.says}: {finding.advice}"
 
 
-def _tar(files: Sequence[tuple[str, bytes | Path]]) -> bytes:
+def tar(files: Sequence[tuple[str, bytes | Path]]) -> bytes:
+    """An archive of files, by their names in it; programs stay programs."""
     out = io.BytesIO()
     with tarfile.open(fileobj=out, mode="w") as archive:
         for name, source in files:
             data = source if isinstance(source, bytes) else source.read_bytes()
             info = tarfile.TarInfo(name)
-            info.size, info.mode = len(data), 0o644
+            program = isinstance(source, Path) and os.access(source, os.X_OK)
+            info.size, info.mode = len(data), 0o755 if program else 0o644
             archive.addfile(info, io.BytesIO(data))
     return out.getvalue()
 
@@ -227,15 +234,15 @@ def install(
     stamp = f"{hashlib.sha256(data).hexdigest()} {facts.python} {python}"
     q = shlex.quote
     runs = f"{q(made)} -P -c 'import tvmsep' >/dev/null 2>&1"
-    seen = ssh.run(f"{runs} && cat {q(folder)}/{_INSTALLED} 2>/dev/null; true").strip()
+    seen = ssh.run(f"{runs} && cat {q(folder)}/{INSTALLED} 2>/dev/null; true").strip()
     if seen == stamp:
         say("this tvmsep is installed there already")
         return made
     say(f"copying {counted('wheel', len(files))}")
     ssh.run(
-        f"set -e; rm -rf {q(folder)}/wheels {q(folder)}/{_INSTALLED}; mkdir {q(folder)}/wheels; "
+        f"set -e; rm -rf {q(folder)}/wheels {q(folder)}/{INSTALLED}; mkdir {q(folder)}/wheels; "
         f"tar -xf - -C {q(folder)}/wheels",
-        send=_tar(files),
+        send=tar(files),
         timeout_s=COPY_TIMEOUT_S,
     )
     script = Path(remove.__file__).read_bytes()
@@ -248,7 +255,7 @@ def install(
             f"set -e; {q(python)} -m venv --clear {q(folder)}/venv; "
             f"{q(made)} -m pip install --disable-pip-version-check --quiet {offline}"
             f"{q(folder)}/wheels/{name}; rm -rf {q(folder)}/wheels; "
-            f"printf '%s\\n' {q(stamp)} > {q(folder)}/{_INSTALLED}",
+            f"printf '%s\\n' {q(stamp)} > {q(folder)}/{INSTALLED}",
             timeout_s=INSTALL_TIMEOUT_S,
         )
     except CommandFailed as error:
@@ -284,28 +291,42 @@ def _reuse(ssh: Ssh, python: str) -> None:
         raise BoardError(f"--no-install: {why}")
 
 
+def describe(ssh: Ssh, facts: Facts) -> str:
+    """One line about a board."""
+    python = f"Python {facts.python}, " if facts.python else ""
+    return (
+        f"{ssh.destination}: {facts.cpu}, {facts.machine}, {counted('core', facts.cores)}, "
+        f"{facts.memory_bytes / 2**30:.1f} GiB, {facts.libc}, {python}"
+        f"{facts.disk_free_bytes / 1e9:.1f} GB free"
+    )
+
+
 def deploy(ssh: Ssh, asked: Asked, say: Callable[[str], None]) -> dict[str, Any]:
     """Bring a board up; answers the tunnel's state once its server can be reached.
 
     Raises:
         TvmsepError: a step failed; the same command goes on from there, `undeploy` removes it.
     """
-    python, facts = look(ssh, asked.python, asked.folder)
-    say(
-        f"{ssh.destination}: {facts.cpu}, {facts.machine}, {counted('core', facts.cores)}, "
-        f"{facts.memory_bytes / 2**30:.1f} GiB, {facts.libc}, Python {facts.python}, "
-        f"{facts.disk_free_bytes / 1e9:.1f} GB free"
-    )
-    for warning in check(facts, asked):
-        say(f"warning: {warning}")
-    folder = re.sub(r"^~(?=/|$)", lambda _: facts.home, asked.folder)
+    if asked.runtime:
+        from tvmsep.boards import deploy_runtime
+
+        home_there, python = deploy_runtime.home(ssh, asked), ""
+    else:
+        python, facts = look(ssh, asked.python, asked.folder)
+        say(describe(ssh, facts))
+        for warning in check(facts, asked):
+            say(f"warning: {warning}")
+        home_there = facts.home
+    folder = re.sub(r"^~(?=/|$)", lambda _: home_there, asked.folder)
     if not folder.startswith("/"):
-        folder = f"{facts.home}/{folder}"
+        folder = f"{home_there}/{folder}"
     folder = os.path.normpath(folder)
     here = home(ssh)
     background.stop(here / "tunnel.json")
     _claim(ssh, folder)
-    if asked.install:
+    if asked.runtime:
+        deploy_runtime.install(ssh, asked, folder, say)
+    elif asked.install:
         python = install(ssh, python, facts, asked, folder, say)
     else:
         _reuse(ssh, python)
@@ -326,6 +347,28 @@ def deploy(ssh: Ssh, asked: Asked, say: Callable[[str], None]) -> dict[str, Any]
     return background.start(command, here / "tunnel.json", TUNNEL_TIMEOUT_S)
 
 
+def _clean(ssh: Ssh, folder: str, python: str | None, runtime: bool) -> str:
+    """End the board's server and remove its folder; the words of `remove.py`.
+
+    Raises:
+        BoardError: nothing there can do it.
+    """
+    from tvmsep.boards import deploy_runtime
+
+    try:
+        if runtime:
+            return deploy_runtime.remove(ssh, folder)
+        found = _find(ssh, [*reversed(_PYTHONS), *([python] if python else [])])
+    except CommandFailed:
+        try:
+            return deploy_runtime.remove(ssh, folder)
+        except CommandFailed as error:
+            raise BoardError(f"cannot clean up on {ssh.destination}: {error}") from error
+    script = Path(remove.__file__).read_bytes()
+    words = [found, "-", "remove", folder]
+    return ssh.run(words, send=script, timeout_s=STOP_TIMEOUT_S).strip()
+
+
 def undeploy(ssh: Ssh, folder: str | None, say: Callable[[str], None]) -> None:
     """End the tunnel and the server, and remove both folders.
 
@@ -341,19 +384,13 @@ def undeploy(ssh: Ssh, folder: str | None, say: Callable[[str], None]) -> None:
     here = home(ssh)
     if background.stop(here / "tunnel.json"):
         say("ended the tunnel")
-    python = None
+    python, runtime = None, False
     try:
         plan = msgspec.json.decode((here / "plan.json").read_bytes(), type=Deployment)
-        folder, python = folder or plan.folder, plan.python
+        folder, python, runtime = folder or plan.folder, plan.python, not plan.python
     except (OSError, msgspec.DecodeError):
         folder = folder or "~/.tvmsep"
-    try:
-        found = _find(ssh, [*reversed(_PYTHONS), *([python] if python else [])])
-    except CommandFailed as error:
-        raise BoardError(f"{ssh.destination} has no python3 to clean up with") from error
-    script = Path(remove.__file__).read_bytes()
-    remove_it = [found, "-", "remove", folder]
-    answer = ssh.run(remove_it, send=script, timeout_s=STOP_TIMEOUT_S).strip()
+    answer = _clean(ssh, folder, python, runtime)
     if answer == "absent":
         say(f"{ssh.destination} has no {folder} of ours")
     else:

@@ -17,6 +17,7 @@ from pathlib import Path
 
 import msgspec
 
+from tvmsep.boards import deploy_runtime
 from tvmsep.boards.address import MAX_UNIX_PATH, host_port
 from tvmsep.boards.background import State
 from tvmsep.boards.deploy import SERVER_TIMEOUT_S, Deployment
@@ -37,7 +38,8 @@ while not select.select([0], [], [], 3)[0]:
 
 def serve_words(plan: Deployment) -> list[str]:
     """The board's command that starts its server, or finds it running."""
-    words = [plan.python, "-P", "-m", "tvmsep.cli", "board", "serve", "--detach"]
+    own = [plan.python, "-P", "-m", "tvmsep.cli", "board", "serve"]
+    words = [*(own if plan.python else [deploy_runtime.program(plan.folder)]), "--detach"]
     words += ["--key", plan.key, "--port", "0", "--state", f"{plan.folder}/{SERVE}.json"]
     words += ["--tracker", f"unix:{_socket(plan)}", "--advertise", f"{LOOPBACK}:{plan.port}"]
     return words + (["--threads", str(plan.threads)] if plan.threads else [])
@@ -63,14 +65,16 @@ def connection(ssh: Ssh, plan: Deployment) -> list[str]:
         raise BoardError(
             f"{plan.destination}: the server's answer makes no sense: {said}"
         ) from error
-    watch = _WATCH.format(ready=READY, pid=pid)
+    watch = [plan.python, "-c", _WATCH.format(ready=READY, pid=pid)]
+    if not plan.python:
+        watch = [deploy_runtime.program(plan.folder), "watch", str(pid)]
     return [
         *ssh.words(
             "-o", "ExitOnForwardFailure=yes", "-o", "ControlMaster=no", "-o", "ControlPath=none",
             "-L", f"{LOOPBACK}:{plan.port}:{LOOPBACK}:{port}",
             "-R", f"{_socket(plan)}:{show(host_port(plan.tracker, '--tracker'))}",
         ),
-        shlex.join([plan.python, "-c", watch]),
+        shlex.join(watch),
     ]  # fmt: skip
 
 

@@ -134,6 +134,9 @@ def deploy(
     install: Annotated[
         bool, typer.Option("--install/--no-install", help="Or use --python's own packages.")
     ] = True,
+    runtime: Annotated[
+        bool, typer.Option("--runtime", help="For a board without Python: `board build-runtime`'s.")
+    ] = False,
     ssh_option: SshOption = None,
 ) -> None:
     """Bring a board up over ssh: install tvmsep there, start its server, and tunnel to it.
@@ -154,11 +157,14 @@ def deploy(
         )
     if not install and wheels:
         raise InputError("--wheels and --no-install contradict each other: give one of them")
+    if runtime and (wheels or python or not install):
+        raise InputError("--runtime needs no Python: leave --python, --wheels, --no-install out")
     if wheels is not None and not wheels.is_dir():
         raise InputError(f"--wheels {wheels} is no folder")
     asked = it.Asked(
         target=wanted, key=key, folder=folder, port=port or tunnel.free_port(), tracker=tracker,
         threads=threads, python=python, install=install, wheels=wheels,
+        runtime=runtime,
     )  # fmt: skip
     state = it.deploy(ssh.make(destination, ssh_option or []), asked, _say)
     if not state["reached"]:

@@ -29,6 +29,7 @@
 #include <tvm/ffi/extra/module.h>
 #include <tvm/ffi/function.h>
 
+#include "background.h"
 #include "facts.h"
 #include "tracker.h"
 
@@ -43,13 +44,18 @@ constexpr int MAGIC = 0xff271, MISMATCH = MAGIC + 2, MAX_KEY_BYTES = 4096, HANDS
 const char USAGE[] =
     "usage: tvmsep-server --key KEY [--tracker HOST:PORT] [--host 127.0.0.1] [--port 9090]\n"
     "    [--advertise HOST:PORT] [--threads N] [--session-timeout SECONDS] [--grace SECONDS]\n"
+    "    [--state FILE.json [--detach]]\n"
+    "   or: tvmsep-server facts | watch PID | stop FILE.json\n"
     "\n"
     "TVM's RPC server for tuning this board. --port 0 picks a free one. --advertise is what the\n"
     "tracker hands out, behind a tunnel. --threads: most that candidates can use (all cores).\n"
+    "--tracker unix:/path is a socket that ssh forwards. --state is written when it is ready;\n"
+    "--detach runs it in the background, where `stop` ends it; `watch` ends when it does.\n"
     "No authentication: whoever reaches the port runs code here.\n";
 
 struct Options {
-  std::string key;
+  std::string key, state;
+  bool detach = false;
   tvmsep::Place at{"127.0.0.1", 9090}, tracker, given;
   int threads = 0;
   double limit_s = 0, grace_s = 1;
@@ -85,6 +91,10 @@ double number(const std::string& flag, const char* text, double least, double mo
 }
 
 tvmsep::Place place(const std::string& flag, const std::string& text) {
+  if (text.rfind(tvmsep::UNIX + std::string("/"), 0) == 0) {
+    if (text.size() > 105) fail(flag + " " + text + ": write unix:/path, of at most 100 characters");
+    return {text, 0};
+  }
   size_t colon = text.rfind(':');
   if (colon == std::string::npos || !colon) fail(flag + " " + text + " is not an address: write host:9190");
   std::string host = text.substr(0, colon);
@@ -100,6 +110,10 @@ Options parse(int count, char** words) {
       std::fputs(USAGE, stdout);
       exit(0);
     }
+    if (flag == "--detach") {
+      o.detach = true;
+      continue;
+    }
     if (i + 1 == count || flag.rfind("--", 0)) fail(flag + ": unknown, or without its value; see --help");
     const char* value = words[++i];
     if (flag == "--key") o.key = value;
@@ -108,6 +122,7 @@ Options parse(int count, char** words) {
     else if (flag == "--tracker") o.tracker = place(flag, value);
     else if (flag == "--advertise") o.given = place(flag, value);
     else if (flag == "--threads") o.threads = number(flag, value, 1, 1024);
+    else if (flag == "--state") o.state = value;
     else if (flag == "--session-timeout") o.limit_s = number(flag, value, 0, 1e8);
     else if (flag == "--grace") o.grace_s = number(flag, value, 0, 1e8);
     else fail(flag + ": unknown; see --help");
@@ -115,6 +130,7 @@ Options parse(int count, char** words) {
   if (o.key.empty() || o.key.size() > 64) fail("--key KEY: what clients ask for, as rpi4; see --help");
   for (char c : o.key)
     if (!isalnum(c) && !strchr("_.+-", c)) fail("--key: letters, digits, '_', '.', '+' and '-' only");
+  if (o.detach && o.state.empty()) fail("--detach needs --state FILE.json, to find the process again");
   if (!o.threads) o.threads = tvmsep::cores();
   return o;
 }
@@ -356,6 +372,7 @@ class Server {
       signal(SIGINT, SIG_IGN);
       close(listener_);
       close(pipes[0]);
+      if (tvmsep::claim_fd >= 0) close(tvmsep::claim_fd);
       if (tracker_ && tracker_->fd() >= 0) close(tracker_->fd());  // the tracker waits for its end
       session(conn, pipes[1], o_, folder, parent);
     }
@@ -413,11 +430,45 @@ void tvmsep::say(const std::string& text) {
   std::fprintf(stderr, "%s %s\n", clock, text.c_str());
 }
 
+namespace {
+
+// The commands that serve nobody; returns for all others.
+void other_command(int count, char** words) {
+  std::string what = count > 1 ? words[1] : "", about = count > 2 ? words[2] : "";
+  if (what == "facts" && count == 2) {
+    std::printf("{%s}\n", tvmsep::facts(tvmsep::cores(), true).c_str());
+    exit(0);
+  }
+  if (what == "watch" && count == 3) tvmsep::watch((int)number(what, words[2], 1, 1 << 30));
+  if (what == "stop" && count == 3) tvmsep::end_process(about);
+}
+
+// The command line without `--detach`, as execv takes it.
+std::vector<char*> without_detach(int count, char** words) {
+  std::vector<char*> kept;
+  for (int i = 0; i < count; i++)
+    if (strcmp(words[i], "--detach")) kept.push_back(words[i]);
+  kept.push_back(nullptr);
+  return kept;
+}
+
+std::string one_line(const std::vector<char*>& words) {
+  std::string text = TVMSEP_VERSION;
+  for (size_t i = 1; words[i]; i++) text += std::string(" ") + words[i];
+  return text;
+}
+
+}  // namespace
+
 int main(int count, char** words) {
+  other_command(count, words);
   Options o = parse(count, words);
+  std::vector<char*> own = without_detach(count, words);
+  if (o.detach) tvmsep::detach(o.state, own.data(), one_line(own));
+  if (!o.state.empty()) tvmsep::claim(o.state);
   bool loopback = o.at.host == "localhost" || o.at.host == "::1" || o.at.host.rfind("127.", 0) == 0;
   bool far = !o.tracker.host.empty() && o.tracker.host != "localhost" && o.tracker.host != "::1" &&
-             o.tracker.host.rfind("127.", 0) != 0;
+             o.tracker.host.rfind("127.", 0) != 0 && o.tracker.port;
   if (loopback && far && o.given.host.empty())
     fail("the server listens on " + o.at.host + " only, which clients of the tracker at " + o.tracker.host +
          " do not reach: add --host with this board's address");
@@ -446,5 +497,7 @@ int main(int count, char** words) {
   tvmsep::Tracker tracker(o.tracker, o.key, o.given, tvmsep::facts(o.threads, false));
   std::printf("board %s at %s:%d\n", o.key.c_str(), o.at.host.c_str(), o.at.port);
   std::fflush(stdout);
+  if (!o.state.empty()) tvmsep::write_state(o.state, o.at.port, one_line(own));
   Server(o, listener, scratch, o.tracker.host.empty() ? nullptr : &tracker).run();
+  if (!o.state.empty()) tvmsep::drop_state(o.state);
 }

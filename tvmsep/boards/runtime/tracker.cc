@@ -6,6 +6,7 @@
 #include <poll.h>
 #include <string.h>
 #include <sys/socket.h>
+#include <sys/un.h>
 #include <netinet/in.h>
 #include <netinet/tcp.h>
 #include <time.h>
@@ -54,12 +55,27 @@ void exchange(int fd, void* data, size_t size, bool sending) {
   }
 }
 
+std::string shown(const Place& place) {
+  return place.port ? place.host + ":" + std::to_string(place.port) : place.host;
+}
+
 }  // namespace
 
 double now_s() { return clock_s(CLOCK_MONOTONIC); }
 double unix_s() { return clock_s(CLOCK_REALTIME); }
 
 int open_socket(const Place& place, bool listen_here) {
+  if (place.host.rfind(UNIX, 0) == 0) {
+    sockaddr_un local = {};
+    local.sun_family = AF_UNIX;
+    strncpy(local.sun_path, place.host.c_str() + strlen(UNIX), sizeof local.sun_path - 1);
+    int fd = socket(AF_UNIX, SOCK_STREAM | SOCK_CLOEXEC, 0);
+    if (fd < 0 || connect_in_time(fd, (sockaddr*)&local, sizeof local)) return fd;
+    int error = errno;
+    close(fd);
+    errno = error;
+    return -1;
+  }
   addrinfo want = {}, *found = nullptr;
   want.ai_socktype = SOCK_STREAM;
   if (getaddrinfo(place.host.c_str(), std::to_string(place.port).c_str(), &want, &found)) return errno = 0, -1;
@@ -91,7 +107,7 @@ void Tracker::lost(const std::string& why) {
   if (fd_ >= 0) close(fd_);
   fd_ = -1;
   ticket_.clear();
-  std::string text = "no registration with the tracker at " + at_.host + ":" + std::to_string(at_.port) + ": " + why;
+  std::string text = "no registration with the tracker at " + shown(at_) + ": " + why;
   if (text != said_) say(said_ = text);
   next_ = now_s() + wait_s_;
   wait_s_ = std::min(2 * wait_s_, LAST_WAIT_S);
@@ -120,7 +136,7 @@ void Tracker::connect() {
   exchange(fd_, &magic, 4, false);
   if (magic != MAGIC) throw std::runtime_error("what listens there is no tracker");
   announce();
-  said_ = "registered as " + key_ + " with the tracker at " + at_.host + ":" + std::to_string(at_.port);
+  said_ = "registered as " + key_ + " with the tracker at " + shown(at_);
   say(said_);
   wait_s_ = 0.5;
 }

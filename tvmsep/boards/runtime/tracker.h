@@ -10,6 +10,9 @@ double now_s();        // monotonic
 double unix_s();       // since 1970
 void say(const std::string& text);
 
+constexpr char UNIX[] = "unix:";
+
+// An address; `host` "unix:/path" with port 0 is a socket of this machine's.
 struct Place {
   std::string host;
   int port = 0;
