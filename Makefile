@@ -3,6 +3,8 @@ PYTHON ?= python3
 VENV   := .venv
 BIN    := $(VENV)/bin
 LINTED := build/lint
+# Test files that run at once: many wait for a board or a time-out most of their time.
+AT_ONCE ?= 3
 
 .PHONY: demo test test-torch lint clean
 .DELETE_ON_ERROR:
@@ -11,7 +13,7 @@ demo: $(VENV)/.tune
 	$(BIN)/python -m tvmsep.demo
 
 test: $(VENV)/.test
-	$(BIN)/python -m pytest
+	$(BIN)/python -m pytest -n $(AT_ONCE) --dist loadfile
 
 # torch is large and slows every import of TVM down: the tests that need it have their own venv.
 test-torch: .venv-torch/.test
