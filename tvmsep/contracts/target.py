@@ -12,6 +12,38 @@ class Link(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True
     """`elf` (LLD, no libc needed) or `macho`."""
 
 
+class Gpu(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """Facts about a CUDA device. Sizes are bytes, rates are per second of the whole device."""
+
+    arch: str
+    """What kernels are compiled for: `sm_87`."""
+    sms: int
+    """Streaming multiprocessors."""
+    warp: int = 32
+    """Threads that run in step."""
+    threads_per_block: int = 1024
+    threads_per_sm: int
+    blocks_per_sm: int
+    registers_per_sm: int = 65536
+    """32-bit registers."""
+    registers_per_thread: int = 255
+    shared_per_block: int = 49152
+    """Shared memory a block gets without asking for more."""
+    shared_per_sm: int
+    l2_bytes: int
+    bandwidth: float
+    """Bytes of device memory that can be read each second, as the data sheet has it."""
+    fp32_flops: float
+    """Peak of float32 multiply-adds outside tensor cores, two FLOPs each."""
+    clock_ghz: float
+    """The boost clock for which the peak is stated."""
+
+    @property
+    def compute_capability(self) -> int:
+        """87 of `sm_87`."""
+        return int(self.arch.removeprefix("sm_").rstrip("a"))
+
+
 class Target(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """Facts about one kind of hardware, read from `targets/<name>.toml`.
 
@@ -56,6 +88,8 @@ class Target(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tr
     source: str = ""
     """Where the facts come from."""
     link: Link = Link()
+    gpu: Gpu | None = None
+    """The device that kernels run on; all other facts are then its host's."""
 
     @property
     def machine(self) -> str:
@@ -65,6 +99,18 @@ class Target(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tr
 
     def tvm_dict(self) -> dict[str, object]:
         """The dictionary that `tvm.target.Target` takes."""
+        if self.gpu is not None:
+            return {
+                "kind": "cuda",
+                "arch": self.gpu.arch,
+                "max_threads_per_block": self.gpu.threads_per_block,
+                "max_shared_memory_per_block": self.gpu.shared_per_block,
+                "thread_warp_size": self.gpu.warp,
+                "host": self._host_dict(),
+            }
+        return self._host_dict()
+
+    def _host_dict(self) -> dict[str, object]:
         spec: dict[str, object] = {
             "kind": "llvm",
             "mtriple": self.triple,
