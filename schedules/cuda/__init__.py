@@ -3,11 +3,17 @@
 from __future__ import annotations
 
 from tvmsep.contracts import Template
-from tvmsep.schedules.cuda import depthwise
+from tvmsep.schedules.cuda import boundary, channels, depthwise, eltwise, pool, resample
 
 TEMPLATES: dict[str, Template] = {
     t.name: t
     for t in (
         depthwise.TEMPLATE,
+        pool.TEMPLATE,
+        eltwise.TEMPLATE,
+        resample.TEMPLATE,
+        channels.TEMPLATE,
+        boundary.PACK,
+        boundary.UNPACK,
     )
 }
