@@ -33,7 +33,7 @@ from math import ceil, gcd
 from typing import TYPE_CHECKING, Any
 
 from tvmsep.contracts import Config, Workload
-from tvmsep.schedules.epilogue import finish
+from tvmsep.schedules.cuda.epilogue import finish
 
 if TYPE_CHECKING:
     from tvm import s_tir, te, tirx
@@ -297,7 +297,7 @@ def schedule(sch: s_tir.Schedule, g: Product, t: Tiling, w: Workload) -> None:
     sch.annotate(n, "pragma_unroll_explicit", 0)
     sch.set_scope(fin, 0, "local")
     sch.compute_at(fin, mine, preserve_unit_loops=True)
-    _unroll(sch, sch.get_loops(fin)[-9:])
+    unroll(sch, sch.get_loops(fin)[-9:])
     if "add" in w.epilogue:  # 6.
         rest = sch.get_sblock("rest")
         sch.set_scope(rest, 0, "local")
@@ -311,14 +311,14 @@ def schedule(sch: s_tir.Schedule, g: Product, t: Tiling, w: Workload) -> None:
         z, n, cb, ci, tc, pb, pi, tp, u, v = sch.get_loops(part)[-10:]
         sch.reorder(z, tc, tp, n, cb, pb, ci, pi, u, v)
         _bind_threads(sch, z, tc, tp)
-        _unroll(sch, (ci, pi))
+        unroll(sch, (ci, pi))
         sch.vectorize(sch.fuse(u, v))
     sch.compute_at(acc, tp, preserve_unit_loops=True)
     ro = _multiply(sch, g, acc)
     for operand in ("a", "b"):
         _fetch(sch, g, t, w, operand, ro)
     init = sch.decompose_reduction(acc, ro)
-    _unroll(sch, sch.get_loops(init)[-9:])
+    unroll(sch, sch.get_loops(init)[-9:])
     _pipeline(sch, t, ro)
     sch.transform_layout(out, ("write", 0), store_layout(g, w))
     sch.reverse_compute_inline(out)  # last: its condition is more than primitives understand
@@ -328,7 +328,7 @@ def _multiply(sch: s_tir.Schedule, g: Product, acc: Any) -> Any:
     """Step 3; returns the loop over steps of the reduction."""
     *spatial, ro, ri, rl = sch.get_loops(acc)[-12:]
     sch.reorder(ro, ri, rl, *spatial)
-    _unroll(sch, (ri, rl, *spatial))
+    unroll(sch, (ri, rl, *spatial))
     for index, per_lane in enumerate((g.along == "p", g.vector_c > 1)):
         fragment = sch.cache_read(acc, index, "local")
         sch.compute_at(fragment, rl if per_lane else ri, preserve_unit_loops=True)
@@ -337,7 +337,7 @@ def _multiply(sch: s_tir.Schedule, g: Product, acc: Any) -> Any:
             lane = sch.fuse(last, lane)
         else:
             rest.append(last)
-        _unroll(sch, rest)
+        unroll(sch, rest)
         sch.vectorize(lane)
     return ro
 
@@ -409,7 +409,8 @@ def _bind_threads(sch: s_tir.Schedule, z: Any, y: Any, x: Any) -> None:
         sch.bind(loop, f"threadIdx.{axis}")
 
 
-def _unroll(sch: s_tir.Schedule, loops: Iterable[Any]) -> None:
+def unroll(sch: s_tir.Schedule, loops: Iterable[Any]) -> None:
+    """Unroll each of the loops."""
     for loop in loops:
         sch.unroll(loop)
 
