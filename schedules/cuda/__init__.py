@@ -3,12 +3,25 @@
 from __future__ import annotations
 
 from tvmsep.contracts import Template
-from tvmsep.schedules.cuda import boundary, channels, depthwise, eltwise, pool, resample
+from tvmsep.schedules.cuda import (
+    boundary,
+    channels,
+    conv,
+    depthwise,
+    eltwise,
+    fused,
+    pointwise,
+    pool,
+    resample,
+)
 
 TEMPLATES: dict[str, Template] = {
     t.name: t
     for t in (
         depthwise.TEMPLATE,
+        pointwise.TEMPLATE,
+        fused.TEMPLATE,
+        conv.TEMPLATE,
         pool.TEMPLATE,
         eltwise.TEMPLATE,
         resample.TEMPLATE,
