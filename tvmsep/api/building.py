@@ -62,6 +62,8 @@ def build(
     params: str | os.PathLike[str] | None = None,
     preprocess: Preprocess | None = None,
     labels: Sequence[str] | None = None,
+    layout: str | None = None,
+    dtype: str | None = None,
     say: Callable[[str], None] = lambda _: None,
 ) -> Report:
     """Build a bundle without measuring.
@@ -79,6 +81,8 @@ def build(
         params: for a Relay program: the file of its weights.
         preprocess: how a picture becomes the input.
         labels: class names.
+        layout: of activations on a GPU: `nchw4c` (the default), `nchw` or `nhwc`.
+        dtype: `float32`, or on a GPU `float16`: of weights, and of activations between kernels.
         say: told of steps that take more than a moment.
 
     Raises:
@@ -92,7 +96,7 @@ def build(
         raise InputError(f"{path} is both a log to read and the bundle to write: name another")
     prepared = prepare_all(
         model, target=target, threads=threads, shapes=shapes, example_inputs=example_inputs,
-        params=params,
+        params=params, layout=layout, dtype=dtype,
     )  # fmt: skip
     check_labels(labels, prepared[0].imported)
     trials = read_trials(prepared[0].target, logs)
@@ -222,6 +226,8 @@ def make_bundle(
             flops=first.flops,
             peak_gflops_per_core=peak_gflops,
             further=parts[1:],
+            layout=several[0].layout,
+            dtype=several[0].dtype,
         )
         reason = cannot_run_here(target, several[0].plans)
         check = None
@@ -349,7 +355,10 @@ def prepare_for(
     one = manifest.specialisations[which]
     if manifest.further or how.get("shapes"):
         how["shapes"] = {t.name: t.shape for t in one.inputs}
-    prepared = prepare(model, target=manifest.target, threads=[one.variants[0].threads], **how)
+    prepared = prepare(
+        model, target=manifest.target, threads=[one.variants[0].threads],
+        layout=manifest.layout or None, dtype=manifest.precision, **how,
+    )  # fmt: skip
     for what, mine, others in (
         ("takes", one.inputs, prepared.imported.inputs),
         ("gives", one.outputs, prepared.imported.outputs),

@@ -43,6 +43,8 @@ def tune(
     tracker: tuple[str, int] | None = None,
     key: str = "",
     builders: int | str | None = None,
+    layout: str | None = None,
+    dtype: str | None = None,
     progress: Callable[[TuneState], None] = lambda _: None,
     say: Callable[[str], None] = lambda _: None,
 ) -> Report:
@@ -70,6 +72,8 @@ def tune(
         key: the boards' key at the tracker.
         builders: compiling processes; one a core by default. Or a Dask scheduler's address,
             `tcp://host:8786`.
+        layout: of activations on a GPU: `nchw4c` (the default), `nchw` or `nhwc`.
+        dtype: `float32`, or on a GPU `float16`: of weights, and of activations between kernels.
         progress: called after every trial.
         say: told of steps that take more than a moment.
 
@@ -89,7 +93,7 @@ def tune(
         raise InputError(f"{path} cannot be the bundle and its log: give another with --log")
     several = prepare_all(
         model, target=target, threads=threads, shapes=shapes, example_inputs=example_inputs,
-        params=params,
+        params=params, layout=layout, dtype=dtype,
     )  # fmt: skip
     hardware = several[0].target
     check_labels(labels, several[0].imported)
@@ -147,6 +151,8 @@ def search(
     warm_start: Sequence[str | os.PathLike[str]] = (),
     shapes: Mapping[str, Sequence[int]] | None = None,
     params: str | os.PathLike[str] | None = None,
+    layout: str | None = None,
+    dtype: str | None = None,
     progress: Callable[[TuneState], None] = lambda _: None,
     say: Callable[[str], None] = lambda _: None,
 ) -> TuneResult:
@@ -165,6 +171,8 @@ def search(
         warm_start: logs from which the cost model learns beforehand.
         shapes: fixes dynamic input shapes.
         params: for a Relay program: the file of its weights.
+        layout: as for `tune`.
+        dtype: as for `tune`.
         progress: called after every trial.
         say: told what happens.
 
@@ -175,7 +183,10 @@ def search(
     from tvmsep.measure.offline import PEAK_FLOPS
     from tvmsep.tuner import tune_tasks
 
-    prepared = prepare(model, target=target, threads=threads, shapes=shapes, params=params)
+    prepared = prepare(
+        model, target=target, threads=threads, shapes=shapes, params=params, layout=layout,
+        dtype=dtype,
+    )  # fmt: skip
     prior = _prior(warm_start, prepared.target)
     name, tasks = board.connect().name, prepared.tasks()
     answered = [t for t in tasks if board.known(t) is None or board.known(t)]

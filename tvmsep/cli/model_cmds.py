@@ -15,7 +15,9 @@ from tvmsep.cli import interrupt, options
 from tvmsep.cli.built import print_report
 from tvmsep.cli.options import (
     AsJson,
+    DtypeOption,
     LabelsOption,
+    LayoutOption,
     Model,
     ParamsOption,
     PreprocessOption,
@@ -110,6 +112,8 @@ def tune(
     params: ParamsOption = None,
     preprocess: PreprocessOption = None,
     labels: LabelsOption = None,
+    layout: LayoutOption = None,
+    dtype: DtypeOption = None,
     as_json: AsJson = False,
 ) -> None:
     """Tune a model on this host or over RPC and write a bundle.
@@ -134,7 +138,7 @@ def tune(
         _search(
             model, board, target=target, threads=threads, budget=budget, trials=trials, log=log,
             seed=seed, strategy=way, warm_start=warm_start or [], shape=shape,
-            params=params, as_json=as_json,
+            params=params, layout=layout, dtype=dtype, as_json=as_json,
         )  # fmt: skip
         return
     out = _out(output, model)
@@ -158,6 +162,8 @@ def tune(
             tracker=tracker,
             key=key,
             builders=options.builders(builders),
+            layout=layout,
+            dtype=dtype,
             progress=progress,
             say=_say,
         )
@@ -188,6 +194,8 @@ def _search(
     warm_start: list[Path],
     shape: list[str] | None,
     params: Path | None,
+    layout: str | None,
+    dtype: str | None,
     as_json: bool,
 ) -> None:
     """`tune --board`."""
@@ -210,6 +218,8 @@ def _search(
             warm_start=warm_start,
             shapes=options.shapes(shape),
             params=params,
+            layout=layout,
+            dtype=dtype,
             progress=progress,
             say=_say,
         )
@@ -241,6 +251,8 @@ def build(
     params: ParamsOption = None,
     preprocess: PreprocessOption = None,
     labels: LabelsOption = None,
+    layout: LayoutOption = None,
+    dtype: DtypeOption = None,
     as_json: AsJson = False,
 ) -> None:
     """Build a bundle without measuring, from logs or from analytic defaults."""
@@ -258,6 +270,8 @@ def build(
         params=params,
         preprocess=options.preprocess(preprocess),
         labels=options.labels(labels),
+        layout=layout,
+        dtype=dtype,
         say=_say,
     )
     print_report(report, as_json)

@@ -57,6 +57,20 @@ PreprocessOption = Annotated[
 LabelsOption = Annotated[
     Path | None, typer.Option("--labels", metavar="FILE", help="Class names, one a line.")
 ]
+LayoutOption = Annotated[
+    str | None,
+    typer.Option(
+        "--layout", metavar="nchw4c|nchw|nhwc", help="Of activations on a GPU; by default nchw4c."
+    ),
+]
+DtypeOption = Annotated[
+    str | None,
+    typer.Option(
+        "--dtype",
+        metavar="float32|float16",
+        help="On a GPU: of weights and what lies between kernels; inputs and outputs stay float32.",
+    ),
+]
 AsJson = Annotated[bool, typer.Option("--json", help="Print JSON instead of a table.")]
 
 _UNITS = {"": 1.0, "s": 1.0, "m": 60.0, "min": 60.0, "h": 3600.0}

@@ -124,7 +124,7 @@ def _kernel_call(
     args = [first, *(values[p] for p in step.params), *(values[i] for i in step.inputs[1:])]
     func = function(w)
     kind = relax.call_dps_packed if isinstance(func, relax.ExternFunc) else relax.call_tir
-    call = kind(func, args, relax.TensorType(w.out_shape, w.dtype))
+    call = kind(func, args, relax.TensorType(w.out_shape, w.out_dtype))
     out = builder.emit(call, step.output.replace(".", "_"))
     return out if w.out_block else _shaped(builder, out, plan.shapes[step.output])
 
