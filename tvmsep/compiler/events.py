@@ -25,7 +25,7 @@ MARKED = "tvmsep.marked"
 MARKS = "tvmsep_marks"
 """`(ids, seconds) -> count` of a marked network, see `events.c`."""
 TIME = "tvmsep_time"
-"""What times a candidate, see `events.c`."""
+"""What times a candidate, see `events.c`; the CPU's harness has this name too."""
 
 
 def events_object(target: Target) -> bytes:

@@ -104,6 +104,11 @@ def misfit(device: Device, gpu: Gpu, target: str) -> str:
     )
 
 
+def device_of(remote: Any, target: Target) -> Any:
+    """Where a target's kernels run, on a session's board."""
+    return remote.cpu(0) if target.gpu is None else remote.device("cuda", 0)
+
+
 def check(remote: Any, target: Target) -> Device | None:
     """The device that a target's kernels will run on; None for targets without one.
 
