@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING
 
 from tvmsep.contracts import Config, Target, Task
 from tvmsep.measure import harness
+from tvmsep.measure.library import objects_of
 from tvmsep.measure.results import Built, Failed, shorten
 
 if TYPE_CHECKING:
@@ -110,18 +111,16 @@ def _link_for_device(func: tirx.PrimFunc, target: Target, outdir: Path) -> Built
     """As `link_candidate`; `Built.object` is None, since machine code of a device has no linker."""
     import tvm
 
-    from tvmsep.codegen import device_object, link_shared
+    from tvmsep.codegen import link_shared
 
     lib = tvm.tirx.build(func, tvm.target.Target(target.tvm_dict()))
     with tempfile.TemporaryDirectory(dir=outdir) as name:
-        host, device, linked = (Path(name) / n for n in ("host.o", "device.o", "linked.so"))
-        lib.write_to_file(str(host), "o")
-        device.write_bytes(device_object(lib, target) or b"")
-        objects = [host, *([device] if device.stat().st_size else [])]
+        objects = objects_of(lib, target, Path(name))
         digest = hashlib.sha256(b"".join(o.read_bytes() for o in objects))
         program = digest.hexdigest()[:16]
         so = outdir / f"{program}.so"
         if not so.exists():
+            linked = Path(name) / so.name
             link_shared([*objects, _events(target, outdir)], linked, target)
             os.replace(linked, so)
     return Built(so=so, program=program)
@@ -134,7 +133,8 @@ def build_candidate(task: Task, target: Target, config: Config, outdir: Path) ->
         KeyError: the task names a template that is not in the registry.
         LinkError: there is no linker. TVM's own errors pass through.
     """
-    from tvmsep.codegen import DeviceCodeRefused, LinkRefused, kernel
+    from tvmsep.codegen import LinkRefused, kernel
+    from tvmsep.codegen.nvrtc import DeviceCodeRefused
 
     template = task.template.partition("@")[0]
     func = kernel(task.workload, target, template, config, name=harness.KERNEL)
