@@ -80,6 +80,7 @@ def module(gpu: Gpu) -> IRModule:
     inner = " " * 16
     grid = blocks(gpu)
     passes = _vectors(gpu, LAST_LEVEL) // THREADS
+    place = f"(k + i * {passes // grid}) % {passes}"
     text = [
         "@I.ir_module",
         "class Ceiling:",
@@ -98,7 +99,7 @@ def module(gpu: Gpu) -> IRModule:
         f"{inner}    acc[v] = T.float32(0)",
         f"{inner}for k in range({passes}):",
         f"{inner}    for v in T.vectorized(4):",
-        f"{inner}        acc[v] = acc[v] + a[(k + i * {passes // grid}) % {passes} * {THREADS} + t, v]",
+        f"{inner}        acc[v] = acc[v] + a[({place}) * {THREADS} + t, v]",
         f"{inner}for v in T.vectorized(4):",
         f"{inner}    b[i * {THREADS} + t, v] = acc[v]",
         *head(MEMORY, _vectors(gpu, MEMORY) // THREADS),
@@ -108,9 +109,7 @@ def module(gpu: Gpu) -> IRModule:
     return tvm.script.from_source("\n".join(text) + "\n")
 
 
-def times(
-    remote: Any, library: Any, gpu: Gpu, name: str, number: int, repeats: int
-) -> list[float]:
+def times(remote: Any, library: Any, gpu: Gpu, name: str, number: int, repeats: int) -> list[float]:
     """Seconds of one launch of a kernel: means of `number` launches in a row, `repeats` times."""
     import numpy as np
     from tvm import runtime

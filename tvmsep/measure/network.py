@@ -96,6 +96,32 @@ class NetworkJob:
         return cls(libraries, whole, arguments, shapes, outputs, plan.threads, marks)
 
 
+def columns(launched: Sequence[int], steps: Sequence[int]) -> list[int]:
+    """Which step each launch of a marked network belongs to.
+
+    What is no kernel of ours belongs to the first step without one behind the last kernel, else to
+    that kernel: nothing that ran is left out of the sum.
+
+    Args:
+        launched: `mark_id` of each function that was launched, in order.
+        steps: of each step's kernel, -1 for a step that has none of ours.
+
+    Raises:
+        RuntimeError: the steps' kernels are not there in their order.
+    """
+    found, at = [], -1
+    for number in launched:
+        after = next((i for i in range(at + 1, len(steps)) if steps[i] >= 0), -1)
+        if after >= 0 and steps[after] == number:
+            at = after
+            found.append(at)
+        else:
+            found.append(at + 1 if at + 1 < len(steps) and steps[at + 1] < 0 else max(at, 0))
+    if any(number >= 0 for number in steps[at + 1 :]):
+        raise RuntimeError("the kernels of a marked network did not run in their order")
+    return found
+
+
 class OnBoardNetwork:
     """A network's variants on a board.
 
@@ -151,7 +177,7 @@ class OnBoardNetwork:
         return seconds
 
     def _time_marked(self, variant: int, vm: Any, timer: Any, code: Any) -> Array:
-        """As `time`, by the events behind each launch; steps that are no kernel of ours are 0."""
+        """As `time`, by the events behind each launch."""
         vm.set_input("main", *self._arguments)
         take = code[MARKS]
         rows = (WARM_RUNS + RUNS) * MOST_LAUNCHES
@@ -163,13 +189,12 @@ class OnBoardNetwork:
             raise RuntimeError(f"{count} launches in {WARM_RUNS + RUNS} runs of a marked network")
         who = ids.numpy()[:count].reshape(WARM_RUNS + RUNS, -1)
         times = seconds.numpy()[:count].reshape(who.shape)
-        steps = np.array(self._job.marks[variant])
-        ours = np.isin(who[0], steps)
-        if (who != who[0]).any() or who[0][ours].tolist() != steps[steps >= 0].tolist():
-            raise RuntimeError("the kernels of a marked network did not run in their order")
-        found = np.zeros((RUNS, len(steps)))
-        found[:, steps >= 0] = times[WARM_RUNS:, ours]
-        return found
+        if (who != who[0]).any():
+            raise RuntimeError("the runs of a marked network launched different kernels")
+        steps = self._job.marks[variant]
+        found = np.zeros((len(steps), RUNS))
+        np.add.at(found, columns(who[0].tolist(), steps), times[WARM_RUNS:].T)
+        return found.T
 
     def time_whole(self) -> Array:
         """Seconds of each of `RUNS` runs of the network without readings: `[RUNS]`."""

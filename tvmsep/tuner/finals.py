@@ -6,9 +6,9 @@ between clock readings while the variants take turns. A config is thus ranked by
 to its real neighbours, and the times of all tasks add up to the network's. The two best of each
 task then meet once more, each among other winners. At last the winners take turns with the same
 network without clock readings, which shows whether the sum can be trusted. On a GPU the readings
-are CUDA events behind each launch (`compiler/events.py`), and all else is the same. Where kernels could be
-fused, variants with fused and with separate ones take turns alike, so that their times compare, and
-what `choose_plan` makes of these is the network that is timed last. Without a network
+are CUDA events behind each launch (`compiler/events.py`), and all else is the same. Where kernels
+could be fused, variants with fused and with separate ones take turns alike, so that their times
+compare, and what `choose_plan` makes of these is the network that is timed last. Without a network
 (single layers compared), or where it cannot be timed on the board (too little memory), each task's
 best few are measured alone, in turn.
 """

@@ -82,8 +82,8 @@ class Run:
         self.board, self.cpu = board.name, board.cpu
         if self.cpu.lower().startswith(EMULATED):
             self.state.notes.append(
-                f"board {board.name} is emulated: its times say nothing about speed, and the winners "
-                "are not a device's"
+                f"board {board.name} is emulated: its times say nothing about speed, and the "
+                "winners are not a device's"
             )
         self.tvm = metadata.version("apache-tvm")
         for task in tasks:
