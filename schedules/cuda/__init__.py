@@ -3,11 +3,30 @@
 from __future__ import annotations
 
 from tvmsep.contracts import Template
-from tvmsep.schedules.cuda import depthwise
+from tvmsep.schedules.cuda import (
+    boundary,
+    channels,
+    conv,
+    depthwise,
+    eltwise,
+    fused,
+    pointwise,
+    pool,
+    resample,
+)
 
 TEMPLATES: dict[str, Template] = {
     t.name: t
     for t in (
         depthwise.TEMPLATE,
+        pointwise.TEMPLATE,
+        fused.TEMPLATE,
+        conv.TEMPLATE,
+        pool.TEMPLATE,
+        eltwise.TEMPLATE,
+        resample.TEMPLATE,
+        channels.TEMPLATE,
+        boundary.PACK,
+        boundary.UNPACK,
     )
 }

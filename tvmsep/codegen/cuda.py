@@ -2,7 +2,7 @@
 
 `tvm.compile` for a CUDA target makes the host's code, with a module of CUDA C that it imports. TVM
 would ship that source and compile it where it runs; a board has no compiler. So the imports are
-serialised by TVM, the source in them is replaced by machine code (`imports.py`), and TVM's LLVM makes
+serialised by TVM, the source in them is replaced by machine code (`imports.py`), and LLVM makes
 the object file with what TVM's loader looks for.
 """
 
@@ -12,7 +12,7 @@ import json
 import os
 import tempfile
 from dataclasses import dataclass
-from functools import cache
+from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
@@ -31,12 +31,14 @@ class DeviceCode:
     """Compiled kernels.
 
     Attributes:
-        image: a cubin, or the emulator's stand-in for one.
+        image: a cubin, PTX where the device wants it, or the emulator's stand-in for a cubin.
         resources: of each kernel; empty for the emulator's.
+        form: what TVM calls the image.
     """
 
     image: bytes
     resources: tuple[KernelResources, ...]
+    form: str = "cubin"
 
 
 def emulated() -> bool:
@@ -51,7 +53,7 @@ def emulated() -> bool:
     return wanted == "emulator"
 
 
-@cache
+@lru_cache(maxsize=16)
 def compile_cuda(source: str, gpu: Gpu) -> DeviceCode:
     """Compile CUDA C, as TVM writes it, for a device.
 
@@ -60,7 +62,10 @@ def compile_cuda(source: str, gpu: Gpu) -> DeviceCode:
         LinkError: the compiler is not installed.
     """
     image = compile_image(source, gpu)
-    return DeviceCode(image, kernel_resources(image, gpu))
+    resources = kernel_resources(image, gpu)
+    if gpu.ptx:
+        return DeviceCode(compile_image(source, gpu, ptx=True), resources, "ptx")
+    return DeviceCode(image, resources)
 
 
 def device_code(source: str, gpu: Gpu) -> DeviceCode:
@@ -96,7 +101,12 @@ def device_object(module: Any, target: Target, prefix: str = "") -> bytes | None
     assert gpu is not None
     pack = tvm_ffi.get_global_func("runtime.ModulePackImportsToTensor")
     packed: bytes = pack(module).numpy().tobytes()
-    blob, count = with_images(packed, lambda source: device_code(source, gpu).image)
+
+    def image_of(source: str) -> tuple[str, bytes]:
+        code = device_code(source, gpu)
+        return code.form, code.image
+
+    blob, count = with_images(packed, image_of)
     if not count:
         return None
     return _as_object(blob, target, prefix)
