@@ -53,12 +53,8 @@ def _in_wheel() -> str:
 
 
 @functools.cache
-def load_cuda() -> None:
-    """Load TVM's runtime for CUDA; TVM's own runtime is loaded already.
-
-    Raises:
-        BundleError: what it needs is not there: the driver, a device, or CUDA's runtime library.
-    """
+def _cudart() -> ctypes.CDLL:
+    """CUDA's runtime library, with a device under it."""
     cudart = _runtime()
     count = ctypes.c_int()
     status = cudart.cudaGetDeviceCount(ctypes.byref(count))
@@ -69,6 +65,17 @@ def load_cuda() -> None:
             f"there is no CUDA device that can be used (CUDA's error {status}): `nvidia-smi` "
             "says what the driver sees"
         )
+    return cudart
+
+
+@functools.cache
+def load_cuda() -> None:
+    """Load TVM's runtime for CUDA; TVM's own runtime is loaded already.
+
+    Raises:
+        BundleError: what it needs is not there: the driver, a device, or CUDA's runtime library.
+    """
+    _cudart()
     spec = importlib.util.find_spec("tvm")
     if spec is None or spec.origin is None:
         raise BundleError("apache-tvm is not installed; pip install tvmsep")
@@ -83,13 +90,12 @@ def capability() -> int:
     """The first device's compute capability, 87 of `sm_87`.
 
     Raises:
-        BundleError: as `load_cuda`.
+        BundleError: there is no device that can be used; says what is missing.
     """
-    load_cuda()
     parts = []
     for attribute in (_MAJOR, _MINOR):
         value = ctypes.c_int()
-        if status := _runtime().cudaDeviceGetAttribute(ctypes.byref(value), attribute, 0):
+        if status := _cudart().cudaDeviceGetAttribute(ctypes.byref(value), attribute, 0):
             raise BundleError(f"the CUDA device does not answer (CUDA's error {status})")
         parts.append(value.value)
     return parts[0] * 10 + parts[1]
@@ -98,17 +104,15 @@ def capability() -> int:
 def device_misfit(gpu: Gpu) -> str | None:
     """Why code for `gpu` cannot run on this host's first device, or None if it can.
 
-    Machine code runs on devices of its own major compute capability and no lower minor one.
+    Machine code runs on devices of its own major compute capability and no lower minor one, PTX on
+    those of no lower capability.
     """
-    from tvmsep.bundle.runtime import load_runtime
-
-    load_runtime()
     try:
         here = capability()
     except BundleError as error:
         return str(error)
     wanted = gpu.compute_capability
-    if here // 10 != wanted // 10 or here < wanted:
+    if here < wanted or here // 10 != wanted // 10 and not gpu.ptx:
         return f"it is for {gpu.arch}, the device here is sm_{here}"
     return None
 
