@@ -149,13 +149,13 @@ class Tiling:
         return ceil(g.steps / (self.step_k * self.split_k))
 
 
-def typed_inputs(w: Workload) -> tuple[te.Tensor | None, te.Tensor | None]:
+def typed_inputs(w: Workload, suffix: str = "") -> tuple[te.Tensor | None, te.Tensor | None]:
     """Placeholders for bias (float32 always) and residual, where the epilogue has them."""
     from tvm import te
 
     bias = res = None
     if "bias" in w.epilogue:
-        bias = te.placeholder((w.out_blocks, w.out_block), name="bias")
+        bias = te.placeholder((w.out_blocks, w.out_block), name="bias" + suffix)
     if "add" in w.epilogue:
         res = te.placeholder(w.out_shape, w.dtype, name="residual")
     return bias, res
@@ -192,7 +192,9 @@ def stages(
         return _within((cb * t.tile_oc + ci) * t.threads_oc + tc, g.rows, t.tile_oc * t.threads_oc)
 
     def operand(n: Any, k: Any, pb: Any, pi: Any, tp: Any, u: Any, lane: Any) -> Any:
-        value = read(n, k * kv + lane, column(pb, pi, tp) * pv + u)
+        # What is computed is computed for every index: none may be past the end.
+        near = _within(k, g.steps, t.step_k * t.split_k) if g.tap_reads else k
+        value = read(n, near * kv + lane, column(pb, pi, tp) * pv + u)
         if depth == g.steps:
             return value
         from tvm import tirx

@@ -129,8 +129,6 @@ def _valid(g: Product, w: Workload, gpu: Gpu, c: Mapping[str, Any]) -> bool:
         return False
     if rounds == 1 and t.pipeline != "none":
         return False
-    if g.tap_reads and rounds * t.step_k * t.split_k != g.steps:
-        return False
     n = need(g, t, w)
     return resident_blocks(gpu, n.threads, n.registers, n.shared) >= 1
 
