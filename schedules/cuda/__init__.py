@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from tvmsep.contracts import Template
-from tvmsep.schedules.cuda import conv, depthwise, fused, pointwise
+from tvmsep.schedules.cuda import conv, dense, depthwise, fused, pointwise
 
 TEMPLATES: dict[str, Template] = {
     t.name: t
@@ -12,5 +12,6 @@ TEMPLATES: dict[str, Template] = {
         pointwise.TEMPLATE,
         fused.TEMPLATE,
         conv.TEMPLATE,
+        dense.TEMPLATE,
     )
 }
