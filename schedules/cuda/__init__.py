@@ -3,7 +3,18 @@
 from __future__ import annotations
 
 from tvmsep.contracts import Template
-from tvmsep.schedules.cuda import conv, dense, depthwise, fused, pointwise
+from tvmsep.schedules.cuda import (
+    boundary,
+    channels,
+    conv,
+    dense,
+    depthwise,
+    eltwise,
+    fused,
+    pointwise,
+    pool,
+    resample,
+)
 
 TEMPLATES: dict[str, Template] = {
     t.name: t
@@ -13,5 +24,11 @@ TEMPLATES: dict[str, Template] = {
         fused.TEMPLATE,
         conv.TEMPLATE,
         dense.TEMPLATE,
+        pool.TEMPLATE,
+        eltwise.TEMPLATE,
+        resample.TEMPLATE,
+        channels.TEMPLATE,
+        boundary.PACK,
+        boundary.UNPACK,
     )
 }
