@@ -151,6 +151,10 @@ static void aligned(void* address, size_t bytes, int write) {
   access(address, bytes, write);
 }
 
+void emu_check_access(const void* address, size_t bytes, int write) {
+  aligned((void*)address, bytes, write);
+}
+
 // --- what the compiler calls ---------------------------------------------------------------------
 
 #define ACCESS(n)                                                        \
