@@ -39,7 +39,7 @@ _TAP_REGISTERS = 184
 """Estimate beyond which compilers spill where taps of several pixels are under way."""
 _MAX_THREADS = 256
 _WASTE = 1.34
-"""Multiply-adds computed over those needed; more only where the image has fewer pixels than that."""
+"""Multiply-adds computed over those needed; more only for the smallest blocks."""
 
 
 @dataclass(frozen=True)
