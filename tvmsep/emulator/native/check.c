@@ -33,7 +33,8 @@ static size_t n_regions;
 static uint32_t granule;
 static region* last;
 
-extern char __ehdr_start, _end;
+extern char __ehdr_start __attribute__((visibility("hidden")));
+extern char _end __attribute__((visibility("hidden")));
 
 static void add(char* base, size_t bytes, const char* what, int of_block) {
   if (!bytes) return;
