@@ -11,6 +11,8 @@ from __future__ import annotations
 import json
 import os
 import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
@@ -24,6 +26,8 @@ from tvmsep.contracts import Gpu, Target
 
 COMPILER = "TVMSEP_CUDA_COMPILER"
 """Environment variable: `nvrtc`, the default, or `emulator`."""
+_NO_DRIVER = "TVM_COMPILE_FORCE_FALLBACK"
+"""TVM's: while it is set, TVM compiles no device code, as where its CUDA runtime is not loaded."""
 
 
 @dataclass(frozen=True)
@@ -39,6 +43,32 @@ class DeviceCode:
     image: bytes
     resources: tuple[KernelResources, ...]
     form: str = "cubin"
+
+
+@contextmanager
+def building(target: Target) -> Iterator[None]:
+    """What `tvm.tirx.build` and `relax.build` run under, whatever the target.
+
+    For a CUDA target CUDA C comes out on every host: where there is a driver, TVM would call its
+    own compiler at once, with fast-math. Copies to shared memory that a schedule marks as
+    asynchronous become such, from compute capability 8.0.
+    """
+    import tvm
+
+    if target.gpu is None:
+        yield
+        return
+    before = os.environ.get(_NO_DRIVER)
+    os.environ[_NO_DRIVER] = "1"
+    try:
+        config = {"tirx.use_async_copy": target.gpu.compute_capability >= 80}
+        with tvm.transform.PassContext(config=config):
+            yield
+    finally:
+        if before is None:
+            del os.environ[_NO_DRIVER]
+        else:
+            os.environ[_NO_DRIVER] = before
 
 
 def emulated() -> bool:
@@ -84,7 +114,8 @@ def device_object(module: Any, target: Target, prefix: str = "") -> bytes | None
     its imports.
 
     Args:
-        module: what `tvm.tirx.build` or `relax.build` made; its root is the host's code.
+        module: what `tvm.tirx.build` or `relax.build` made under `building`; its root is the
+            host's code.
         target: what it was made for.
         prefix: of the names in a static library; empty for a shared one.
 

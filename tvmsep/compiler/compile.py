@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from tvmsep.codegen import compile_c, link_object, link_shared
-from tvmsep.codegen.cuda import device_object
+from tvmsep.codegen.cuda import building, device_object
 from tvmsep.compiler.fallback import schedule_rest
 from tvmsep.compiler.fallback_cuda import schedule_rest_cuda
 from tvmsep.compiler.unaligned import accept_unaligned_inputs
@@ -157,6 +157,6 @@ def _build(lowered: IRModule, target: Target) -> Any:
     import tvm
     from tvm import relax
 
-    return relax.build(
-        lowered, tvm.target.Target(target.tvm_dict()), relax_pipeline=None, tir_pipeline="s_tir"
-    )
+    device = tvm.target.Target(target.tvm_dict())
+    with building(target):
+        return relax.build(lowered, device, relax_pipeline=None, tir_pipeline="s_tir")

@@ -44,8 +44,19 @@ FUNCTIONS: dict[str, Callable[..., Any]] = {
     **{
         f"tirx.{name}": (lambda *args, _name=f"{name}f": device_call(_name, *args))
         for name in (
-            "exp", "exp2", "exp10", "log", "log2", "log10", "log1p", "sin", "cos", "tan", "tanh",
-            "erf", "pow",
+            "exp",
+            "exp2",
+            "exp10",
+            "log",
+            "log2",
+            "log10",
+            "log1p",
+            "sin",
+            "cos",
+            "tan",
+            "tanh",
+            "erf",
+            "pow",
         )  # fmt: skip
     },
 }
@@ -168,9 +179,7 @@ def _points(sch: Any, block: Any, spatial: list[Any]) -> None:
     sch.vectorize(vector)
 
 
-def _across(
-    sch: Any, block: Any, spatial: list[Any], reduce: list[Any], target: Target
-) -> None:
+def _across(sch: Any, block: Any, spatial: list[Any], reduce: list[Any], target: Target) -> None:
     """4."""
     warp = gpu_of(target).warp
     alone = reduces_last_axis(sch.get(block)) or not spatial
