@@ -207,7 +207,7 @@ def test_tunes_over_rpc_resumes_profiles_and_compares(target: Target, tmp_path: 
         (result,) = first.results
         assert any("emulated" in note for note in result.state.notes)
         assert result.state.whole_s[1] > 0 and result.state.kernels_s[1] > 0
-        again = tvmsep.tune(model, out=out, trials=4, **how)
+        again = tvmsep.tune(model, out=out, trials=4, budget_s=6.0, **how)
         known = {(t.task_key, t.as_config()) for t in trials if t.phase == "search"}
         later = [t for t in read_log(log)[len(trials) :] if t.phase == "search"]
         assert len(later) <= 4

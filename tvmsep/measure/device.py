@@ -95,8 +95,12 @@ def find(remote: Any) -> Device:
 
 
 def misfit(device: Device, gpu: Gpu, target: str) -> str:
-    """Why a target's kernels do not run on a device, or ""; machine code is for one capability."""
-    if device.capability == gpu.compute_capability:
+    """Why a target's kernels are not to be measured on a device, or "".
+
+    Machine code is tuned for one compute capability, PTX runs on newer ones too.
+    """
+    wanted = gpu.compute_capability
+    if device.capability == wanted or gpu.ptx and device.capability > wanted:
         return ""
     return (
         f"target {target} is for {gpu.arch}, the board's {device.name} has compute capability "
