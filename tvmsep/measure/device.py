@@ -7,7 +7,7 @@ from typing import Any
 import msgspec
 
 from tvmsep.contracts import BoardError, Failure, Gpu, Target
-from tvmsep.contracts.trial import EMULATED
+from tvmsep.contracts.trial import is_emulated
 
 LIBRARIES = ("libcuda.so.1", "libcudart.so.13")
 """What TVM's CUDA runtime needs on the board: NVIDIA's driver and CUDA 13's runtime."""
@@ -49,7 +49,7 @@ class Device(msgspec.Struct, frozen=True, kw_only=True):
     @property
     def emulated(self) -> bool:
         """Whether a CPU stands in for it, so that its times say nothing."""
-        return self.name.lower().startswith(EMULATED)
+        return is_emulated(self.name)
 
     @property
     def label(self) -> str:
