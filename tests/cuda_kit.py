@@ -1,65 +1,98 @@
-"""What tests of CUDA boards share: the emulated device, a small network, kernels with faults."""
+"""CUDA kernels in this process: TVM's runtime on the emulator's device, every access checked."""
 
 from __future__ import annotations
 
-import os
-from collections.abc import Iterator
-from contextlib import contextmanager
+import platform
+import tempfile
+from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
-import onnx
+import msgspec
+import numpy as np
 import pytest
-from farm_kit import BoardServer, Tracker
-from graph_kit import Net
 
-from tvmsep.contracts import Target
+from tvmsep import emulator
+from tvmsep.codegen import cuda, example_inputs, kernel, link_shared, reference, relative_error
+from tvmsep.codegen.reference import input_dtypes
+from tvmsep.contracts import Config, Target, Workload
+from tvmsep.schedules import CUDA
 from tvmsep.targets import load_target
 
-ARCH = "sm_75"
-TARGET = "t4"
-"""Its host is any x86-64 and its device of `ARCH`."""
+Case = tuple[Workload, str, Config]
+"""A workload, the name of its template, a config."""
 
 
-def target() -> Target:
-    return load_target(TARGET)
+def target(name: str = "jetson-orin") -> Target:
+    """The device of a target with this machine as its host."""
+    return msgspec.structs.replace(
+        load_target(name), name=f"emulated-{name}", mcpu="generic" if arm() else "x86-64", mattr=(),
+        triple=f"{platform.machine()}-unknown-linux-gnu", requires=(),
+    )  # fmt: skip
 
 
-@contextmanager
-def emulated(faults: str = "") -> Iterator[None]:
-    """Candidates are compiled for the emulator, and new servers see its device."""
-    from tvmsep.emulator import stand_in
-
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("TVMSEP_CUDA_COMPILER", "emulator")
-        patch.setenv("TVMSEP_EMULATOR_ARCH", ARCH)
-        patch.setenv("TVMSEP_EMULATOR_FAULT", faults)
-        paths = [str(stand_in()), os.environ.get("LD_LIBRARY_PATH", "")]
-        patch.setenv("LD_LIBRARY_PATH", os.pathsep.join(filter(None, paths)))
-        yield
+def arm() -> bool:
+    return platform.machine() == "aarch64"
 
 
-@contextmanager
-def board() -> Iterator[tuple[Tracker, BoardServer]]:
-    """A tracker and one board, whose device is emulated if `emulated` holds."""
-    tracker = Tracker()
-    server = BoardServer(tracker, 1)
-    try:
-        yield tracker, server
-    finally:
-        server.close()
-        tracker.close()
+@pytest.fixture(scope="module")
+def device() -> Any:
+    """The emulator's device, for TVM in this process."""
+    emulator.activate()
+    cuda.keep_source()
+    import tvm
+
+    patch = pytest.MonkeyPatch()
+    patch.setenv(cuda.COMPILER, "emulator")
+    patch.setenv(emulator.CHECK, "1")
+    yield tvm.cuda(0)
+    patch.undo()
 
 
-def small(path: Path) -> Path:
-    """Depthwise, pointwise with an activation, and pointwise: three tasks and the boundary's."""
-    net = Net()
-    x = net.input(1, 8, 6, 6)
+def build(cases: Sequence[Case], t: Target) -> Any:
+    """One library with a function `k0`, `k1`... for each case, loaded."""
+    import tvm
 
-    def conv(x: str, out: int, per_group: int, size: int, groups: int) -> str:
-        w = net.noise(out, per_group, size, size, scale=(2 / per_group / size**2) ** 0.5)
-        return net.op("Conv", x, w, net.noise(out), group=groups, pads=[size // 2] * 4)
+    functions = {
+        f"k{i}": kernel(w, t, template, config, f"k{i}")
+        for i, (w, template, config) in enumerate(cases)
+    }
+    module = tvm.tirx.build(tvm.IRModule(functions), tvm.target.Target(t.tvm_dict()))
+    with tempfile.TemporaryDirectory() as folder:
+        host, device, out = (Path(folder) / n for n in ("host.o", "device.o", "out.so"))
+        module.write_to_file(str(host), "o")
+        made = cuda.device_object(module, t)
+        assert made is not None
+        device.write_bytes(made)
+        link_shared([host, device], out, t)
+        return tvm.runtime.load_module(str(out))
 
-    x = net.op("Relu", conv(x, 8, 1, 3, 8))
-    x = net.op("Relu", conv(x, 16, 8, 1, 1))
-    onnx.save(net.proto(conv(x, 8, 16, 1, 1)), path)
-    return path
+
+def outputs(lib: Any, cases: Sequence[Case], device: Any) -> list[np.ndarray[Any, Any]]:
+    """What each case computes from its example inputs; never-written parts are NaN."""
+    import tvm
+
+    results = []
+    for i, (w, _, _) in enumerate(cases):
+        inputs = [tvm.runtime.tensor(a, device) for a in example_inputs(w, 0)]
+        nan = np.full(w.out_shape, np.nan, w.out_dtype)
+        out = tvm.runtime.tensor(nan, device)
+        try:
+            lib[f"k{i}"](*inputs, out)
+            results.append(out.numpy())
+        except Exception as error:
+            emulator.reset()
+            raise AssertionError(f"{cases[i]}: {error}") from error
+    return results
+
+
+def errors(lib: Any, cases: Sequence[Case], device: Any) -> list[float]:
+    """The relative error of each case against NumPy in float64."""
+    got = outputs(lib, cases, device)
+    return [
+        relative_error(a, reference(w, example_inputs(w, 0)), w.oc)
+        for a, (w, _, _) in zip(got, cases, strict=True)
+    ]
+
+
+__all__ = ["CUDA", "Case", "build", "device", "errors", "input_dtypes", "outputs", "target"]

@@ -12,7 +12,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
-import cuda_kit
+import cuda_boards
 import pytest
 
 import tvmsep
@@ -38,13 +38,13 @@ SHAPES = {"x": W.in_shape, "w": (2, 3, 3, 4), "bias": (2, 4), "out": W.out_shape
 
 @pytest.fixture(scope="module", autouse=True)
 def device() -> Iterator[None]:
-    with cuda_kit.emulated():
+    with cuda_boards.emulated():
         yield
 
 
 @pytest.fixture(scope="module")
 def target() -> Target:
-    return cuda_kit.target()
+    return cuda_boards.target()
 
 
 @pytest.fixture(scope="module")
@@ -100,7 +100,7 @@ def test_a_candidate_is_checked_and_timed(farm: Farm, task: Task, good: Built) -
     assert isinstance(outcome, Measured), outcome
     assert len(outcome.times_s) == 5 and min(outcome.times_s) > 0
     assert outcome.error < 1e-5
-    assert farm.board.cpu == f"emulated CUDA device ({cuda_kit.ARCH})"
+    assert farm.board.cpu == f"emulated CUDA device ({cuda_boards.ARCH})"
 
 
 def test_limits_of_the_device_are_measured(farm: Farm) -> None:
@@ -147,7 +147,7 @@ def test_faults_are_typed_and_the_next_candidate_is_sound(
 def test_faults_of_the_device_are_typed(
     target: Target, task: Task, good: Built, faults: str, failure: str
 ) -> None:
-    with cuda_kit.emulated(faults), Farm(target, builders=0, run_timeout_s=2.0) as farm:
+    with cuda_boards.emulated(faults), Farm(target, builders=0, run_timeout_s=2.0) as farm:
         outcome = run(farm, task, good)
     assert isinstance(outcome, Failed) and outcome.failure == failure, outcome
     assert outcome.board == "local"
@@ -193,8 +193,8 @@ def test_launches_belong_to_steps() -> None:
 def test_tunes_over_rpc_resumes_profiles_and_compares(target: Target, tmp_path: Path) -> None:
     from tvmsep.profile.measure import profile_bundle
 
-    model, out, log = cuda_kit.small(tmp_path / "m.onnx"), tmp_path / "m.tvmsep", tmp_path / "l"
-    with cuda_kit.board() as (tracker, server):
+    model, out, log = cuda_boards.small(tmp_path / "m.onnx"), tmp_path / "m.tvmsep", tmp_path / "l"
+    with cuda_boards.board() as (tracker, server):
         how: dict[str, Any] = {
             "target": target, "tracker": tracker.place, "key": "board", "builders": 1, "log": log
         }  # fmt: skip
@@ -238,17 +238,17 @@ def test_doctor_examines_the_device(target: Target) -> None:
         at = Reached(*server.place, "board", False)
         return {f.check: f for f in examine_board(at, which)}
 
-    with cuda_kit.board() as (_, server):
+    with cuda_boards.board() as (_, server):
         found = examine(target)
         assert found["GPU"].level == "warn" and "emulated" in found["GPU"].says
         assert found["kernel"].says.endswith("on the GPU")
-    with cuda_kit.board() as (_, server):
+    with cuda_boards.board() as (_, server):
         found = examine(load_target("h100"))
         assert found["GPU"].level == "bad" and "sm_90" in found["GPU"].says
         assert "kernel" not in found
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("LD_LIBRARY_PATH", "")
-        with cuda_kit.board() as (_, server):
+        with cuda_boards.board() as (_, server):
             found = examine(target)
             assert found["GPU"].level == "bad" and "580" in found["GPU"].advice
 

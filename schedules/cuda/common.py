@@ -60,6 +60,8 @@ def resident_blocks(gpu: Gpu, threads: int, registers: int, shared: int) -> int:
         return 0
     warps = -(-threads // gpu.warp)
     a_warp = -(-registers // 8) * 8 * gpu.warp  # registers are handed out in eights
+    if a_warp * warps > gpu.registers_per_block:
+        return 0
     limits = [
         gpu.blocks_per_sm,
         gpu.threads_per_sm // (warps * gpu.warp),

@@ -33,7 +33,8 @@ static size_t n_regions;
 static uint32_t granule;
 static region* last;
 
-extern char __ehdr_start, _end;
+extern char __ehdr_start __attribute__((visibility("hidden")));
+extern char _end __attribute__((visibility("hidden")));
 
 static void add(char* base, size_t bytes, const char* what, int of_block) {
   if (!bytes) return;
@@ -149,6 +150,10 @@ static void aligned(void* address, size_t bytes, int write) {
     emu_fail(EMU_MISALIGNED, "%s of %zu bytes at address %p", write ? "write" : "read", bytes,
              address);
   access(address, bytes, write);
+}
+
+void emu_check_access(const void* address, size_t bytes, int write) {
+  aligned((void*)address, bytes, write);
 }
 
 // --- what the compiler calls ---------------------------------------------------------------------
