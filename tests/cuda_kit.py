@@ -39,7 +39,6 @@ def arm() -> bool:
 def device() -> Any:
     """The emulator's device, for TVM in this process."""
     emulator.activate()
-    cuda.keep_source()
     import tvm
 
     patch = pytest.MonkeyPatch()
@@ -57,7 +56,8 @@ def build(cases: Sequence[Case], t: Target) -> Any:
         f"k{i}": kernel(w, t, template, config, f"k{i}")
         for i, (w, template, config) in enumerate(cases)
     }
-    module = tvm.tirx.build(tvm.IRModule(functions), tvm.target.Target(t.tvm_dict()))
+    with cuda.building(t):
+        module = tvm.tirx.build(tvm.IRModule(functions), tvm.target.Target(t.tvm_dict()))
     with tempfile.TemporaryDirectory() as folder:
         host, device, out = (Path(folder) / n for n in ("host.o", "device.o", "out.so"))
         module.write_to_file(str(host), "o")

@@ -12,7 +12,7 @@ from typing import Any
 import msgspec
 import pytest
 from cuda_kit import CUDA, Case, build, device, errors, target
-from hypothesis import HealthCheck, given, settings
+from hypothesis import HealthCheck, Phase, given, settings
 from hypothesis import strategies as st
 from workload_kit import workloads
 
@@ -46,7 +46,7 @@ def test_equals_numpy(name: str, device: Any, monkeypatch: pytest.MonkeyPatch) -
     t, seen = target(), Counter[str]()
 
     @settings(
-        max_examples=4, deadline=None, derandomize=True,
+        max_examples=4, deadline=None, derandomize=True, phases=(Phase.generate,),
         suppress_health_check=list(HealthCheck),
     )  # fmt: skip
     @given(st.lists(cases(name, t), min_size=BATCH, max_size=BATCH), st.integers(0, 2**31))

@@ -14,7 +14,7 @@ import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
-from functools import cache, lru_cache
+from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
@@ -105,20 +105,6 @@ def device_code(source: str, gpu: Gpu) -> DeviceCode:
     from tvmsep.emulator import compile_source
 
     return DeviceCode(compile_source(source), ())
-
-
-@cache
-def keep_source() -> None:
-    """Let TVM leave CUDA C as it is, also in a process that has a device.
-
-    There it compiles each module while it builds it, by packages that are not ours, with fast
-    arithmetic. `device_object` compiles what this hands back.
-    """
-    import tvm_ffi
-    from tvm.support import nvcc  # registers TVM's own, which this replaces
-
-    del nvcc
-    tvm_ffi.register_global_func("tvm_callback_cuda_compile", str.encode, override=True)
 
 
 def device_object(module: Any, target: Target, prefix: str = "") -> bytes | None:

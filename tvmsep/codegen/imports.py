@@ -18,7 +18,7 @@ SYMBOL = b"__tvm_ffi__library_bin"
 """Of the imports in a shared library."""
 _U64 = struct.Struct("<Q")
 _SELF, _CUDA = b"_lib", b"cuda"
-_SOURCE, _CUBIN = b"cuda", b"cubin"
+_SOURCE = b"cuda"
 _DYNAMIC_SHARED = b"tirx.use_dyn_shared_memory"
 
 
@@ -96,11 +96,6 @@ def _functions(reader: _Reader) -> frozenset[str]:
     return frozenset(dynamic)
 
 
-def _is_source(form: bytes, code: bytes) -> bool:
-    """Whether a module's code is CUDA C, which `cuda.keep_source` hands back as if compiled."""
-    return form == _SOURCE or (form == _CUBIN and not code.startswith(b"\x7fELF"))
-
-
 def cuda_modules(packed: bytes) -> Iterator[CudaModule]:
     """The modules of device code among packed imports.
 
@@ -112,8 +107,7 @@ def cuda_modules(packed: bytes) -> Iterator[CudaModule]:
             reader = _Reader(contents)
             form = reader.text()
             dynamic = _functions(reader)
-            code = reader.text()
-            yield CudaModule(not _is_source(form, code), code, dynamic)
+            yield CudaModule(form != _SOURCE, reader.text(), dynamic)
 
 
 def with_images(packed: bytes, image_of: Callable[[str], tuple[str, bytes]]) -> tuple[bytes, int]:
@@ -136,9 +130,8 @@ def with_images(packed: bytes, image_of: Callable[[str], tuple[str, bytes]]) -> 
             start = reader.at
             _functions(reader)
             table = reader.since(start)
-            code = reader.text()
-            if _is_source(form, code):
-                form_now, image = image_of(code.decode())
+            if form == _SOURCE:
+                form_now, image = image_of(reader.text().decode())
                 contents = _text(form_now.encode()) + table + _text(image)
                 count += 1
         if contents is not None:

@@ -11,6 +11,7 @@ _KERNEL = re.compile(
     r'extern "C" __global__ void\s*(?:__launch_bounds__\((\d+)[^)]*\)\s*)?(\w+)\s*\('
 )
 _DYNAMIC = re.compile(r"extern __shared__\s+(?:__align__\(\d+\)\s*)?(\w[\w ]*?)\s+(\w+)\s*\[\s*\]")
+_SHARED = re.compile(r"__shared__\s+(?:alignas\(\d+\)\s*)?(\w[\w ]*?)\s+(\w+)\s*\[(\d+)\]\s*;")
 _NARROW = re.compile(r"\b(?:signed char|unsigned char|uchar|char|bool|u?int8_t)\s*\*")
 _HALF = re.compile(r"\b(?:half|__half|u?short)\b")
 _ASSEMBLY = re.compile(
@@ -53,9 +54,11 @@ def translate(source: str) -> str:
         raise EmulatorError('no kernel in the CUDA source: `extern "C" __global__` is missing')
     parts, end = ['#include "tvmsep_cuda.h"\n'], 0
     for kernel, start, stop in found:
+        # Bytes, because constructors of shared variables are not run on a device either.
         place = f'static __attribute__((used, section("emu_shared_{kernel.name}"), aligned(64)))'
+        room = rf"{place} char \2_room[sizeof(\1) * \3]; \1* const \2 = (\1*)\2_room;"
         body = _DYNAMIC.sub(r"\1* const \2 = (\1*)emu_dynamic_shared()", source[start:stop])
-        parts += [source[end:start], re.sub(r"\b__shared__\b", place, body)]
+        parts += [source[end:start], _SHARED.sub(room, body)]
         end = stop
     parts += [source[end:], _table([k for k, _, _ in found])]
     return "".join(parts)
