@@ -3,5 +3,11 @@
 from __future__ import annotations
 
 from tvmsep.contracts import Template
+from tvmsep.schedules.cuda import depthwise
 
-TEMPLATES: dict[str, Template] = {}
+TEMPLATES: dict[str, Template] = {
+    t.name: t
+    for t in (
+        depthwise.TEMPLATE,
+    )
+}

@@ -26,6 +26,7 @@ class Gpu(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True)
     blocks_per_sm: int
     registers_per_sm: int = 65536
     """32-bit registers."""
+    registers_per_block: int = 65536
     registers_per_thread: int = 255
     shared_per_block: int = 49152
     """Shared memory a block gets without asking for more."""
