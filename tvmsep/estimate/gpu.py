@@ -160,7 +160,7 @@ def kernel_seconds(k: Kernel, gpu: Gpu, registers: int | None = None) -> GpuTime
         "l1": seconds(wavefronts),
         "math": seconds(warps * gpu.warp * k.fmas / fp32_lanes / at_once),
         "issue": seconds(instructions / SCHEDULERS / at_once),
-        "latency": -(-assigned // resident) * chain / clock,
+        "latency": max(1.0, assigned / resident) * chain / clock,
     }
     longest = max(limits.values())
     return GpuTime(

@@ -76,7 +76,7 @@ def children(expr: Any) -> Iterator[Any]:
         return
     if kind == "Call":
         yield from expr.args
-    elif kind == "BufferLoad":
+    elif kind == "TensorLoad":
         yield from expr.indices
     elif kind in ("Broadcast", "Cast", "Let"):
         yield expr.value

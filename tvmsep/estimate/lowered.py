@@ -95,7 +95,7 @@ def read_kernel(func: tirx.PrimFunc, target: Target) -> Kernel:
         lowered = tvm.transform.Sequential(_passes())(mod)["main"]
     walk = _Walk()
     for param in lowered.params:
-        size = math.prod(int(d) for d in param.ty.shape) * _bytes(str(param.ty.dtype))
+        size = math.prod(int(d) for d in param.ty.shape) * _bytes(_dtype(param))
         walk.kernel.sizes[str(param.name)] = size
         walk.params[hash(param)] = str(param.name)
     walk.statement(lowered.body, ())
@@ -116,6 +116,10 @@ def _passes() -> list[Any]:
         t.LowerOpaqueBlock(), x.FlattenBuffer(), x.VectorizeLoop(True), t.InjectVirtualThread(),
         x.StorageRewrite(), x.StmtSimplify(),
     ]  # fmt: skip
+
+
+def _dtype(node: Any) -> str:
+    return str(getattr(getattr(node, "ty", None), "dtype", ""))
 
 
 def _bytes(dtype: str) -> int:
@@ -176,7 +180,7 @@ class _Walk:
             self._store(s, loops)
         elif kind == "AllocBuffer":
             b = s.buffer
-            size = math.prod(int(d) for d in b.shape) * _bytes(str(b.dtype))
+            size = math.prod(int(d) for d in b.shape) * _bytes(_dtype(b))
             self.held[b.name], self.scopes[b.name] = size, str(b.scope())
         elif kind == "DeclBuffer":
             shown = [self.params[v] for v in variables(s.data) if v in self.params]
@@ -213,10 +217,10 @@ class _Walk:
         index = s.indices[-1]
         self.found.append((s.buffer, index, True, loops, tuple(self.conditions)))
         self._value(s.value, loops)
-        reads = {load.buffer.name for load in _loads(s.value)}
+        reads = {load.source.name for load in _loads(s.value)}
         if self._scope(s.buffer) == "local" and s.buffer.name in reads:
             unrolled = [x for x in loops if x.unrolled and x.var in variables(index)]
-            width = _width(str(s.buffer.dtype)) * lanes(index)
+            width = _width(_dtype(s.buffer)) * lanes(index)
             sums = math.prod(x.extent for x in unrolled) * width
             self.kernel.ilp = max(self.kernel.ilp, sums)
 
@@ -228,8 +232,8 @@ class _Walk:
         self._note(expr, loops)
 
     def _note(self, expr: Any, loops: tuple[_Loop, ...]) -> None:
-        if kind_of(expr) == "BufferLoad":
-            found = (expr.buffer, expr.indices[-1], False, loops, tuple(self.conditions))
+        if kind_of(expr) == "TensorLoad":
+            found = (expr.source, expr.indices[-1], False, loops, tuple(self.conditions))
             self.found.append(found)
         if called(expr) == "if_then_else":
             condition, yes, no = expr.args
@@ -255,7 +259,7 @@ class _Walk:
             elif self.scopes[name] == "local":
                 own += size
         vectors = {
-            str(b.name): lanes(i) * _bytes(str(b.dtype)) // WORD
+            str(b.name): lanes(i) * _bytes(_dtype(b)) // WORD
             for b, i, stored, _, _ in self.found if not stored and self._scope(b) != "local"
         }  # fmt: skip
         k.registers = SPARE_REGISTERS + own // WORD + sum(vectors.values())
@@ -265,7 +269,7 @@ class _Walk:
             if scope == "local" and not self._spills(index, loops):
                 continue
             name = self.names.get(str(buffer.name), str(buffer.name))
-            access = _access(name, str(buffer.dtype), scope, stored, index, loops, conditions, grid)
+            access = _access(name, _dtype(buffer), scope, stored, index, loops, conditions, grid)
             if access is not None:
                 k.accesses.append(access)
         if not any(a.scope == "global" and not a.store for a in k.accesses):
@@ -291,7 +295,7 @@ class _Walk:
 
 
 def _loads(expr: Any) -> Iterator[Any]:
-    if kind_of(expr) == "BufferLoad":
+    if kind_of(expr) == "TensorLoad":
         yield expr
     for child in children(expr):
         yield from _loads(child)
@@ -299,7 +303,7 @@ def _loads(expr: Any) -> Iterator[Any]:
 
 def _operations(expr: Any) -> float:
     """Instructions of float arithmetic: vectors lane by lane, half precision two lanes at once."""
-    kind, dtype = kind_of(expr), str(getattr(expr, "dtype", ""))
+    kind, dtype = kind_of(expr), _dtype(expr)
     count = 0.0
     if kind in ("Add", "Sub", "Mul", "Div", "Min", "Max", "Cast", "Call") and "float" in dtype:
         cost = 0.5 if "float16" in dtype and kind != "Cast" else 1.0
@@ -308,7 +312,7 @@ def _operations(expr: Any) -> float:
             cost = 8.0 if name in ("call_pure_extern", "exp", "tanh", "sqrt", "log") else 0.0
         joined = kind in ("Add", "Sub") and any(kind_of(x) == "Mul" for x in (expr.a, expr.b))
         count = 0.0 if joined else cost * _width(dtype)
-    if kind == "BufferLoad":
+    if kind == "TensorLoad":
         return 0.0
     return count + sum(map(_operations, children(expr)))
 
