@@ -14,7 +14,7 @@ ORDER = (
     ("schedules", "targets"),
     "frontends",
     "graph",
-    "codegen",
+    ("codegen", "emulator"),
     "compiler",
     "rpc",
     "measure",

@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 from tvmsep.contracts import Template
-from tvmsep.schedules.cuda import depthwise
+from tvmsep.schedules.cuda import conv, depthwise, fused, pointwise
 
 TEMPLATES: dict[str, Template] = {
     t.name: t
     for t in (
         depthwise.TEMPLATE,
+        pointwise.TEMPLATE,
+        fused.TEMPLATE,
+        conv.TEMPLATE,
     )
 }
