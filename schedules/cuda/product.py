@@ -36,7 +36,7 @@ from tvmsep.contracts import Config, Workload
 from tvmsep.schedules.cuda.epilogue import finish
 
 if TYPE_CHECKING:
-    from tvm import s_tir, te, tirx
+    from tvm import s_tir, te
 
 Read = Callable[..., Any]
 
@@ -84,7 +84,9 @@ class Product:
             taps: see `tap_reads`.
         """
         pixels = w.oh * w.ow
-        channels = w.out_blocks * w.out_block // w.groups if not taps else w.out_blocks * w.out_block
+        channels = (
+            w.out_blocks * w.out_block // w.groups if not taps else w.out_blocks * w.out_block
+        )
         plain = w.in_block <= 1
         vector_c = lanes(w.out_block, w.dtype)
         vector_p = lanes(pixels, w.dtype) if w.out_block == 1 else 1
@@ -342,9 +344,7 @@ def _multiply(sch: s_tir.Schedule, g: Product, acc: Any) -> Any:
     return ro
 
 
-def _fetch(
-    sch: s_tir.Schedule, g: Product, t: Tiling, w: Workload, name: str, ro: Any
-) -> None:
+def _fetch(sch: s_tir.Schedule, g: Product, t: Tiling, w: Workload, name: str, ro: Any) -> None:
     """Step 2 for one operand: threads in turn take vectors, in the order in which memory has them.
 
     The stride from one thread's row to the next is made 16 bytes more than whole turns of the 32

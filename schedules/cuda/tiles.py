@@ -93,7 +93,9 @@ def product_space(g: Product, w: Workload, t: Target) -> Space:
             "threads_p": threads_p,
             "threads_oc": threads_oc,
             "split_k": tuple(n for n in (1, 2, 4, 8) if n == 1 or n < g.steps),
-            "step_k": tuple(n for n in (1, 2, 4, 8, 16) if n < 2 * g.steps and n * g.vector_k <= 32),
+            "step_k": tuple(
+                n for n in (1, 2, 4, 8, 16) if n < 2 * g.steps and n * g.vector_k <= 32
+            ),
             "pipeline": pipelines,
         },
         lambda c: _valid(g, w, gpu, c),
@@ -141,7 +143,10 @@ def _default(g: Product, w: Workload, t: Target) -> Config:
     configs = product_space(g, w, t).configs()
     return min(
         (c for c in configs if c["pipeline"] != "async"),
-        key=lambda c: (predicted_clocks(g, w, gpu, Tiling.of(c)), need(g, Tiling.of(c), w).registers),
+        key=lambda c: (
+            predicted_clocks(g, w, gpu, Tiling.of(c)),
+            need(g, Tiling.of(c), w).registers,
+        ),
     )
 
 

@@ -37,7 +37,9 @@ Failure = Literal[
 """
 BLAMELESS: frozenset[Failure] = frozenset({"upload_error", "link_lost", "board_lost"})
 """Failures of a board: they say nothing about the config."""
-UNMEASURED = ("replay", "null")
+MODELLED = "model"
+"""Name of the board whose times come from a model: they choose configs, and are no measurement."""
+UNMEASURED = ("replay", "null", MODELLED)
 """Names of boards that measure nothing: their trials never count among measured ones."""
 Phase = Literal["search", "final", "network"]
 
@@ -79,6 +81,11 @@ class Trial(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
     def measured(self) -> bool:
         """Whether a real board was timed."""
         return self.board not in UNMEASURED
+
+    @property
+    def modelled(self) -> bool:
+        """Whether its time is a model's."""
+        return self.board == MODELLED
 
     @property
     def quarantined(self) -> bool:
