@@ -74,6 +74,10 @@ def cannot_run_here(target: Target, counts: Iterable[int]) -> str | None:
     if why is None and max(counts) > host_cores():
         here = counted("core", host_cores())
         why = f"it is for {counted('thread', max(counts))}, this host has {here}"
+    if why is None and target.gpu is not None:
+        from tvmsep.bundle.device import device_misfit
+
+        why = device_misfit(target.gpu)
     return why
 
 

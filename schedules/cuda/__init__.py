@@ -3,7 +3,18 @@
 from __future__ import annotations
 
 from tvmsep.contracts import Template
-from tvmsep.schedules.cuda import conv, depthwise, fused, pointwise
+from tvmsep.schedules.cuda import (
+    boundary,
+    channels,
+    conv,
+    dense,
+    depthwise,
+    eltwise,
+    fused,
+    pointwise,
+    pool,
+    resample,
+)
 
 TEMPLATES: dict[str, Template] = {
     t.name: t
@@ -12,5 +23,12 @@ TEMPLATES: dict[str, Template] = {
         pointwise.TEMPLATE,
         fused.TEMPLATE,
         conv.TEMPLATE,
+        dense.TEMPLATE,
+        pool.TEMPLATE,
+        eltwise.TEMPLATE,
+        resample.TEMPLATE,
+        channels.TEMPLATE,
+        boundary.PACK,
+        boundary.UNPACK,
     )
 }

@@ -42,7 +42,8 @@ def tap_read(x: Any, w: Workload, n: Any, c: Any, h: Any, col: Any, *lane: Any) 
     return value if x.dtype == w.dtype else value.astype(w.dtype)
 
 
-def _geometry(w: Workload) -> Product:
+def geometry(w: Workload) -> Product:
+    """The geometry of the product."""
     blocks, width = conv_channels(w)
     return Product.of(w, blocks * width * w.kh * w.kw, gathered=True)
 
@@ -62,7 +63,7 @@ class CudaConv(Conv):
         from tvm import te
 
         blocks, width = conv_channels(w)
-        g, bo = _geometry(w), w.out_block
+        g, bo = geometry(w), w.out_block
         x = te.placeholder(w.in_shape, w.in_dtype, name="x")
         wt = te.placeholder((w.out_blocks, blocks, w.kh, w.kw, width, bo), w.dtype, name="w")
         bias, res = typed_inputs(w)
@@ -90,15 +91,15 @@ class CudaConv(Conv):
 
     def space(self, w: Workload, t: Target, threads: int) -> Space:
         """Tilings that fit the device and waste little."""
-        return product_space(_geometry(w), w, t)
+        return product_space(geometry(w), w, t)
 
     def default(self, w: Workload, t: Target, threads: int) -> Config:
         """The tiling with the least predicted time."""
-        return default_config(_geometry(w), w, t)
+        return default_config(geometry(w), w, t)
 
     def apply(self, sch: s_tir.Schedule, w: Workload, t: Target, c: Config) -> None:
         """The steps of `product.py`, in s_tir primitives."""
-        schedule(sch, _geometry(w), Tiling.of(c), w)
+        schedule(sch, geometry(w), Tiling.of(c), w)
 
 
 TEMPLATE = CudaConv()

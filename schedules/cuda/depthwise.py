@@ -91,9 +91,7 @@ class _Shape:
         self.loads = span_w * (w.kh * self.tile_h if self.by_row else span_h)
         held = span_w * (self.tile_h if self.by_row else span_h) * self.vec
         words = 2 if w.dtype == "float16" else 1
-        self.registers = (
-            SPARE_REGISTERS + self.vec * (self.tile_h * self.tile_w + 1) + held // words
-        )
+        self.registers = SPARE_REGISTERS + self.vec * (self.tile_h * self.tile_w + 1) + held // words
         halo_h = (self.rows * self.tile_h - 1) * w.sh + (w.kh - 1) * w.dh + 1
         halo_w = (self.cols * self.tile_w - 1) * w.sw + (w.kw - 1) * w.dw + 1
         channels = self.lane_threads * self.block_threads * self.vec
@@ -182,7 +180,9 @@ class CudaDepthwise(Depthwise):
             ).astype(w.dtype),
             name="done",
         )
-        out = te.compute((w.n, w.out_blocks, w.oh, w.ow, b), lambda *axes: done(*axes), name="out")
+        out = te.compute(
+            (w.n, w.out_blocks, w.oh, w.ow, b), lambda *axes: done(*axes), name="out"
+        )
         return prim_func([x, wt, bias, res, out])
 
     def space(self, w: Workload, t: Target, threads: int) -> Space:

@@ -38,6 +38,11 @@ _EXPONENTIAL: dict[str, Callable[[Any], Any]] = {
 assert set(_EXPONENTIAL) == set(epilogue.EXPONENTIAL)
 
 
+def calls(steps: Sequence[str]) -> bool:
+    """Whether an epilogue calls a function, which TVM does not do with vectors."""
+    return any(step in _EXPONENTIAL for step in steps)
+
+
 def finish(steps: Sequence[str], acc: Any, bias: Any, residual: Any) -> Any:
     """Run an epilogue on one float32 accumulator value; `bias` and `residual` are float32 too."""
     for step in steps:

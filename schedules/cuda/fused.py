@@ -62,7 +62,7 @@ class CudaFused:
         bi, bo = w.in_block, w.out_block
         x = te.placeholder(w.in_shape, w.in_dtype, name="x")
         wd = te.placeholder((w.in_blocks, w.kh, w.kw, bi), w.dtype, name="w_dw")
-        bias_dw, _ = typed_inputs(first)
+        bias_dw, _ = typed_inputs(first, "_dw")
         wt = te.placeholder((w.out_blocks, w.in_blocks * bi, bo), w.dtype, name="w")
         bias, res = typed_inputs(last)
         kh = te.reduce_axis((0, w.kh), name="kh")

@@ -27,7 +27,8 @@ if TYPE_CHECKING:
     from tvm import s_tir, tirx
 
 
-def _geometry(w: Workload) -> Product:
+def geometry(w: Workload) -> Product:
+    """The geometry of the product."""
     return Product.of(w, w.in_blocks * w.in_block, gathered=(w.sh, w.sw) != (1, 1))
 
 
@@ -61,22 +62,22 @@ class CudaPointwise:
             return value if scale is None else value * scale[n, k // bi, 0, k % bi]
 
         out = stages(
-            _geometry(w), Tiling.of(c), w, read,
+            geometry(w), Tiling.of(c), w, read,
             lambda _, ch, k: wt[ch // bo, k, ch % bo], bias, res,
         )  # fmt: skip
         return prim_func([x, wt, bias, res, scale, out])
 
     def space(self, w: Workload, t: Target, threads: int) -> Space:
         """Tilings that fit the device and waste little."""
-        return product_space(_geometry(w), w, t)
+        return product_space(geometry(w), w, t)
 
     def default(self, w: Workload, t: Target, threads: int) -> Config:
         """The tiling with the least predicted time."""
-        return default_config(_geometry(w), w, t)
+        return default_config(geometry(w), w, t)
 
     def apply(self, sch: s_tir.Schedule, w: Workload, t: Target, c: Config) -> None:
         """The steps of `product.py`, in s_tir primitives."""
-        schedule(sch, _geometry(w), Tiling.of(c), w)
+        schedule(sch, geometry(w), Tiling.of(c), w)
 
 
 TEMPLATE = CudaPointwise()

@@ -36,7 +36,7 @@ from tvmsep.contracts import Config, Workload
 from tvmsep.schedules.cuda.epilogue import finish
 
 if TYPE_CHECKING:
-    from tvm import s_tir, te
+    from tvm import s_tir, te, tirx
 
 Read = Callable[..., Any]
 
@@ -74,7 +74,9 @@ class Product:
     """Reads for one element of the first operand where it is computed, not copied."""
 
     @classmethod
-    def of(cls, w: Workload, depth: int, *, gathered: bool = False, taps: int = 0) -> Product:
+    def of(
+        cls, w: Workload, depth: int, *, gathered: bool = False, taps: int = 0, images: bool = False
+    ) -> Product:
         """The geometry that a workload's blocks give.
 
         Args:
@@ -82,19 +84,18 @@ class Product:
             depth: extent of the reduction, padding of its blocks included.
             gathered: whether the first operand's pixels are not the input's, one after the other.
             taps: see `tap_reads`.
+            images: whether images of one pixel are taken for pixels of one image.
         """
-        pixels = w.oh * w.ow
-        channels = (
-            w.out_blocks * w.out_block // w.groups if not taps else w.out_blocks * w.out_block
-        )
+        pixels = w.n if images else w.oh * w.ow
+        channels = w.out_blocks * w.out_block // w.groups if not taps else w.out_blocks * w.out_block
         plain = w.in_block <= 1
         vector_c = lanes(w.out_block, w.dtype)
-        vector_p = lanes(pixels, w.dtype) if w.out_block == 1 else 1
+        vector_p = lanes(pixels, w.dtype) if w.out_block == 1 and not images else 1
         vector_k = lanes(depth if plain else w.in_block, w.dtype)
         along = "k" if not plain and vector_k > 1 else "p" if plain and not gathered else ""
         groups = 1 if taps else w.groups
         return cls(
-            batch=w.n * groups, groups=groups, channels=channels, pixels=pixels, depth=depth,
+            batch=groups if images else w.n * groups, groups=groups, channels=channels, pixels=pixels, depth=depth,
             vector_c=vector_c, vector_p=vector_p, vector_k=vector_k,
             along="" if along == "p" and vector_p == 1 else along,
             k_first=w.in_block > vector_k, dtype=w.dtype, tap_reads=taps,
@@ -151,13 +152,13 @@ class Tiling:
         return ceil(g.steps / (self.step_k * self.split_k))
 
 
-def typed_inputs(w: Workload) -> tuple[te.Tensor | None, te.Tensor | None]:
+def typed_inputs(w: Workload, suffix: str = "") -> tuple[te.Tensor | None, te.Tensor | None]:
     """Placeholders for bias (float32 always) and residual, where the epilogue has them."""
     from tvm import te
 
     bias = res = None
     if "bias" in w.epilogue:
-        bias = te.placeholder((w.out_blocks, w.out_block), name="bias")
+        bias = te.placeholder((w.out_blocks, w.out_block), name="bias" + suffix)
     if "add" in w.epilogue:
         res = te.placeholder(w.out_shape, w.dtype, name="residual")
     return bias, res
@@ -175,7 +176,7 @@ def stages(
         read: `a[n, k, p]`, of one element of the first operand.
         weight: `b[group, c, k]`.
         bias: `[ob, o]` or None.
-        res: in the output's layout, or None.
+        res: the residual at (image, channel block, pixel, lane), or None.
 
     Returns:
         The output as `[batch, c vector, p vector, p lane, c lane]`; `store_layout` is its layout.
@@ -188,13 +189,15 @@ def stages(
     group = (lambda n: n % g.groups) if g.groups > 1 else lambda _: 0
 
     def column(pb: Any, pi: Any, tp: Any) -> Any:
-        return _within((pb * t.tile_p + pi) * t.threads_p + tp, g.columns, t.tile_p * t.threads_p)
+        return within((pb * t.tile_p + pi) * t.threads_p + tp, g.columns, t.tile_p * t.threads_p)
 
     def row(cb: Any, ci: Any, tc: Any) -> Any:
-        return _within((cb * t.tile_oc + ci) * t.threads_oc + tc, g.rows, t.tile_oc * t.threads_oc)
+        return within((cb * t.tile_oc + ci) * t.threads_oc + tc, g.rows, t.tile_oc * t.threads_oc)
 
     def operand(n: Any, k: Any, pb: Any, pi: Any, tp: Any, u: Any, lane: Any) -> Any:
-        value = read(n, k * kv + lane, column(pb, pi, tp) * pv + u)
+        # What is computed is computed for every index: none may be past the end.
+        near = within(k, g.steps, t.step_k * t.split_k) if g.tap_reads else k
+        value = read(n, near * kv + lane, column(pb, pi, tp) * pv + u)
         if depth == g.steps:
             return value
         from tvm import tirx
@@ -212,7 +215,7 @@ def stages(
     b = te.compute(
         (g.groups, cb, t.tile_oc, t.threads_oc, depth, kv, cv),
         lambda gr, cb, ci, tc, k, lane, v: weight(
-            gr, row(cb, ci, tc) * cv + v, _within(k, g.steps, t.step_k * t.split_k) * kv + lane
+            gr, row(cb, ci, tc) * cv + v, within(k, g.steps, t.step_k * t.split_k) * kv + lane
         ),
         name="b",
     )
@@ -274,12 +277,16 @@ def stages(
 
 def store_layout(g: Product, w: Workload) -> Callable[..., tuple[Any, ...]]:
     """How the stage `out` lies in memory: as `Workload.out_shape` says."""
+    images = w.op == "dense"
 
     def place(n: Any, c: Any, p: Any, u: Any, v: Any) -> tuple[Any, ...]:
         channel = c * g.vector_c + v
         if g.groups > 1:
             n, channel = n // g.groups, n % g.groups * g.channels + channel
-        return n, channel // w.out_block, p * g.vector_p + u, channel % w.out_block
+        block, lane = channel // w.out_block, channel % w.out_block
+        if images:
+            return p, block, n, lane
+        return n, block, p * g.vector_p + u, lane
 
     return place
 
@@ -344,7 +351,9 @@ def _multiply(sch: s_tir.Schedule, g: Product, acc: Any) -> Any:
     return ro
 
 
-def _fetch(sch: s_tir.Schedule, g: Product, t: Tiling, w: Workload, name: str, ro: Any) -> None:
+def _fetch(
+    sch: s_tir.Schedule, g: Product, t: Tiling, w: Workload, name: str, ro: Any
+) -> None:
     """Step 2 for one operand: threads in turn take vectors, in the order in which memory has them.
 
     The stride from one thread's row to the next is made 16 bytes more than whole turns of the 32
@@ -415,7 +424,7 @@ def unroll(sch: s_tir.Schedule, loops: Iterable[Any]) -> None:
         sch.unroll(loop)
 
 
-def _within(index: Any, extent: int, tile: int) -> Any:
+def within(index: Any, extent: int, tile: int) -> Any:
     """`index`, held below `extent` where whole tiles reach past it."""
     from tvm import te
 

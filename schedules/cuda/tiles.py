@@ -93,9 +93,7 @@ def product_space(g: Product, w: Workload, t: Target) -> Space:
             "threads_p": threads_p,
             "threads_oc": threads_oc,
             "split_k": tuple(n for n in (1, 2, 4, 8) if n == 1 or n < g.steps),
-            "step_k": tuple(
-                n for n in (1, 2, 4, 8, 16) if n < 2 * g.steps and n * g.vector_k <= 32
-            ),
+            "step_k": tuple(n for n in (1, 2, 4, 8, 16) if n <= 2 * g.steps and n * g.vector_k <= 32),
             "pipeline": pipelines,
         },
         lambda c: _valid(g, w, gpu, c),
@@ -113,20 +111,23 @@ def _valid(g: Product, w: Workload, gpu: Gpu, c: Mapping[str, Any]) -> bool:
         return False
     if c["tile_oc"] * c["tile_p"] % c["split_k"]:
         return False
+    if c["tile_p"] * c["step_k"] * c["split_k"] == 1 < c["threads_oc"]:
+        # One row of threads copies what all read: TVM takes equal indices for one thread's own
+        # and leaves the barrier out.
+        return False
     accumulators = c["tile_oc"] * c["tile_p"] * g.vector_c * g.vector_p
     if accumulators > 128:
         return False
     wide, high = c["threads_p"] * c["tile_p"], c["threads_oc"] * c["tile_oc"]
     computed = ceil(g.columns / wide) * wide * ceil(g.rows / high) * high
-    if computed > _WASTE * g.rows * g.columns and not small:
+    least = c["tile_p"] == c["tile_oc"] == 1 and threads <= 2 * gpu.warp
+    if computed > _WASTE * g.rows * g.columns and not small and not least:
         return False
     t = Tiling.of(Config(c))
     rounds = t.rounds(g)
-    if rounds * t.step_k * t.split_k > _WASTE * g.steps:
+    if rounds * t.step_k * t.split_k > max(2, _WASTE * g.steps):
         return False
     if rounds == 1 and t.pipeline != "none":
-        return False
-    if g.tap_reads and rounds * t.step_k * t.split_k != g.steps:
         return False
     n = need(g, t, w)
     return resident_blocks(gpu, n.threads, n.registers, n.shared) >= 1
@@ -143,10 +144,7 @@ def _default(g: Product, w: Workload, t: Target) -> Config:
     configs = product_space(g, w, t).configs()
     return min(
         (c for c in configs if c["pipeline"] != "async"),
-        key=lambda c: (
-            predicted_clocks(g, w, gpu, Tiling.of(c)),
-            need(g, Tiling.of(c), w).registers,
-        ),
+        key=lambda c: (predicted_clocks(g, w, gpu, Tiling.of(c)), need(g, Tiling.of(c), w).registers),
     )
 
 

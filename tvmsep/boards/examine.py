@@ -17,6 +17,7 @@ from tvmsep.boards.facts import Facts, parse
 from tvmsep.boards.lookup import Reached
 from tvmsep.contracts import BoardError, Target
 from tvmsep.measure import builder, peak
+from tvmsep.measure.device import Device, find
 from tvmsep.measure.lock import Scratch
 from tvmsep.measure.results import shorten
 from tvmsep.measure.worker import Worker, WorkerDied, WorkerError, WorkerTimeout
@@ -101,6 +102,19 @@ class Examiner:
         assert isinstance(answer, Identity)
         return answer
 
+    def device(self) -> Device:
+        """Ask the board for its CUDA device, in the session of `identify`.
+
+        Raises:
+            BoardError: it has none that TVM can use, or does not answer.
+        """
+        try:
+            answer = self._runner.call(_device, limit_s=RUN_TIMEOUT_S)
+        except (WorkerDied, WorkerTimeout, WorkerError) as error:
+            raise BoardError(f"the board's CUDA does not answer: {error}") from error
+        assert isinstance(answer, Device)
+        return answer
+
     def steadiness(self, target: Target) -> Steadiness:
         """Compile the reference kernel for a target, and run it on the board for half a second.
 
@@ -161,6 +175,10 @@ def _identify(at: Reached) -> Identity:
     triple = str(ask("target.llvm_get_system_triple") or "")
     facts = Facts(machine=triple.split("-")[0], cpu=str(ask("target.llvm_get_system_cpu") or ""))
     return Identity(facts, False, threads)
+
+
+def _device() -> Device:
+    return find(_remote)
 
 
 def _leave() -> None:

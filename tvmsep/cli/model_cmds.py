@@ -296,6 +296,10 @@ def inspect(
         bool,
         typer.Option(help="Model each kernel's hot loop on the target's core; MODEL or a bundle."),
     ] = False,
+    resources: Annotated[
+        bool,
+        typer.Option(help="Registers, spills, shared memory, occupancy: a CUDA target's bundle."),
+    ] = False,
     budget: Annotated[
         str | None, typer.Option(metavar="TIME", help="With --savings: tune both forms first.")
     ] = None,
@@ -319,9 +323,16 @@ def inspect(
         raise InputError("--budget belongs to --savings: give it too")
     if log and not (savings or roofline or cycles):
         raise InputError("--log belongs to --savings, --roofline, --cycles: give one of them too")
+    if resources and (savings or roofline or cycles or not model.endswith(".tvmsep")):
+        raise InputError("--resources is a table of a bundle: inspect BUNDLE --resources")
     if model.endswith(".tvmsep"):
+        if resources:
+            from tvmsep.cli.resource_table import show_resources
+
+            show_resources(Path(model), as_json)
+            return
         if not cycles:
-            raise InputError(f"{model} is a bundle: inspect a model, or give --cycles")
+            raise InputError(f"{model} is a bundle: inspect a model, or give --cycles, --resources")
         from tvmsep.cli.cycle_table import show_bundle_cycles
 
         show_bundle_cycles(Path(model), threads, options.shapes(shape), as_json)

@@ -92,6 +92,13 @@ def print_profile(profile: Profile, remark: str = "") -> None:
 def gap_lines(profile: Profile) -> list[str]:
     """The sum of the layers against the whole, and the names of the difference."""
     g = profile.gap
+    if g.events:
+        return [
+            f"the kernels sum to {profile.layers_s * 1e6:.0f} us by CUDA events between them, the "
+            f"network takes {profile.network_s * 1e6:.0f} us ({profile.apart:+.1%}): the events "
+            "delay the next kernel, and the call goes before the first",
+            f"  noise {g.noise_s * 1e6:9.1f} us  either way: less than that says nothing",
+        ]
     return [
         f"the layers sum to {profile.layers_s * 1e6:.0f} us, the network takes "
         f"{profile.network_s * 1e6:.0f} us ({profile.apart:+.1%}), of the difference:",

@@ -73,7 +73,7 @@ def kernel_resources(image: bytes, gpu: Gpu) -> tuple[KernelResources, ...]:
 
 def _read(image: bytes, gpu: Gpu) -> tuple[KernelResources, ...]:
     if image[:4] != b"\x7fELF":
-        raise CubinError("the device code is no cubin: it was compiled for the emulator")
+        raise CubinError("the device code is PTX: it uses what a driver makes of it")
     fields = _HEADER.unpack_from(image)
     if fields[2] != _CUDA_MACHINE:
         raise CubinError("the device code is no cubin: it was compiled for the emulator")

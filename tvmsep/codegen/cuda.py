@@ -2,7 +2,7 @@
 
 `tvm.compile` for a CUDA target makes the host's code, with a module of CUDA C that it imports. TVM
 would ship that source and compile it where it runs; a board has no compiler. So the imports are
-serialised by TVM, the source in them is replaced by machine code (`imports.py`), and TVM's LLVM makes
+serialised by TVM, the source in them is replaced by machine code (`imports.py`), and LLVM makes
 the object file with what TVM's loader looks for.
 """
 
@@ -11,8 +11,10 @@ from __future__ import annotations
 import json
 import os
 import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
-from functools import cache
+from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
@@ -24,6 +26,8 @@ from tvmsep.contracts import Gpu, Target
 
 COMPILER = "TVMSEP_CUDA_COMPILER"
 """Environment variable: `nvrtc`, the default, or `emulator`."""
+_NO_DRIVER = "TVM_COMPILE_FORCE_FALLBACK"
+"""TVM's: while it is set, TVM compiles no device code, as where its CUDA runtime is not loaded."""
 
 
 @dataclass(frozen=True)
@@ -31,12 +35,40 @@ class DeviceCode:
     """Compiled kernels.
 
     Attributes:
-        image: a cubin, or the emulator's stand-in for one.
+        image: a cubin, PTX where the device wants it, or the emulator's stand-in for a cubin.
         resources: of each kernel; empty for the emulator's.
+        form: what TVM calls the image.
     """
 
     image: bytes
     resources: tuple[KernelResources, ...]
+    form: str = "cubin"
+
+
+@contextmanager
+def building(target: Target) -> Iterator[None]:
+    """What `tvm.tirx.build` and `relax.build` run under, whatever the target.
+
+    For a CUDA target CUDA C comes out on every host: where there is a driver, TVM would call its
+    own compiler at once, with fast-math. Copies to shared memory that a schedule marks as
+    asynchronous become such, from compute capability 8.0.
+    """
+    import tvm
+
+    if target.gpu is None:
+        yield
+        return
+    before = os.environ.get(_NO_DRIVER)
+    os.environ[_NO_DRIVER] = "1"
+    try:
+        config = {"tirx.use_async_copy": target.gpu.compute_capability >= 80}
+        with tvm.transform.PassContext(config=config):
+            yield
+    finally:
+        if before is None:
+            del os.environ[_NO_DRIVER]
+        else:
+            os.environ[_NO_DRIVER] = before
 
 
 def emulated() -> bool:
@@ -51,7 +83,7 @@ def emulated() -> bool:
     return wanted == "emulator"
 
 
-@cache
+@lru_cache(maxsize=16)
 def compile_cuda(source: str, gpu: Gpu) -> DeviceCode:
     """Compile CUDA C, as TVM writes it, for a device.
 
@@ -60,7 +92,10 @@ def compile_cuda(source: str, gpu: Gpu) -> DeviceCode:
         LinkError: the compiler is not installed.
     """
     image = compile_image(source, gpu)
-    return DeviceCode(image, kernel_resources(image, gpu))
+    resources = kernel_resources(image, gpu)
+    if gpu.ptx:
+        return DeviceCode(compile_image(source, gpu, ptx=True), resources, "ptx")
+    return DeviceCode(image, resources)
 
 
 def device_code(source: str, gpu: Gpu) -> DeviceCode:
@@ -79,7 +114,8 @@ def device_object(module: Any, target: Target, prefix: str = "") -> bytes | None
     its imports.
 
     Args:
-        module: what `tvm.tirx.build` or `relax.build` made; its root is the host's code.
+        module: what `tvm.tirx.build` or `relax.build` made under `building`; its root is the
+            host's code.
         target: what it was made for.
         prefix: of the names in a static library; empty for a shared one.
 
@@ -96,7 +132,12 @@ def device_object(module: Any, target: Target, prefix: str = "") -> bytes | None
     assert gpu is not None
     pack = tvm_ffi.get_global_func("runtime.ModulePackImportsToTensor")
     packed: bytes = pack(module).numpy().tobytes()
-    blob, count = with_images(packed, lambda source: device_code(source, gpu).image)
+
+    def image_of(source: str) -> tuple[str, bytes]:
+        code = device_code(source, gpu)
+        return code.form, code.image
+
+    blob, count = with_images(packed, image_of)
     if not count:
         return None
     return _as_object(blob, target, prefix)

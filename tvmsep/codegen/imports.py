@@ -18,7 +18,7 @@ SYMBOL = b"__tvm_ffi__library_bin"
 """Of the imports in a shared library."""
 _U64 = struct.Struct("<Q")
 _SELF, _CUDA = b"_lib", b"cuda"
-_SOURCE, _IMAGE = b"cuda", b"cubin"
+_SOURCE = b"cuda"
 _DYNAMIC_SHARED = b"tirx.use_dyn_shared_memory"
 
 
@@ -110,8 +110,12 @@ def cuda_modules(packed: bytes) -> Iterator[CudaModule]:
             yield CudaModule(form != _SOURCE, reader.text(), dynamic)
 
 
-def with_images(packed: bytes, image_of: Callable[[str], bytes]) -> tuple[bytes, int]:
+def with_images(packed: bytes, image_of: Callable[[str], tuple[str, bytes]]) -> tuple[bytes, int]:
     """Packed imports with the source of each CUDA module compiled, and how many there were.
+
+    Args:
+        packed: as TVM makes them.
+        image_of: what becomes of CUDA C: a format that TVM knows, `cubin` or `ptx`, and the code.
 
     Raises:
         ImportsError: they are not what TVM 0.27 writes.
@@ -127,8 +131,8 @@ def with_images(packed: bytes, image_of: Callable[[str], bytes]) -> tuple[bytes,
             _functions(reader)
             table = reader.since(start)
             if form == _SOURCE:
-                image = image_of(reader.text().decode())
-                contents = _text(_IMAGE) + table + _text(image)
+                form_now, image = image_of(reader.text().decode())
+                contents = _text(form_now.encode()) + table + _text(image)
                 count += 1
         if contents is not None:
             parts.append(_text(contents))

@@ -103,8 +103,8 @@ def _half_header() -> Path:
     return path
 
 
-def compile_image(source: str, gpu: Gpu) -> bytes:
-    """The cubin of CUDA C.
+def compile_image(source: str, gpu: Gpu, *, ptx: bool = False) -> bytes:
+    """The cubin of CUDA C, or its PTX.
 
     Arithmetic is IEEE's but that multiply-adds are fused: no fast-math.
 
@@ -114,9 +114,8 @@ def compile_image(source: str, gpu: Gpu) -> bytes:
     """
     nvrtc = library()
     options = [
-        f"--gpu-architecture={gpu.arch}",
+        f"--gpu-architecture={gpu.arch.replace('sm_', 'compute_') if ptx else gpu.arch}",
         "--std=c++17",
-        f"--maxrregcount={gpu.registers_per_thread}",
         # INFINITY and NAN are math.h's, which NVRTC does not have.
         "-DINFINITY=__int_as_float(0x7f800000)",
         "-DNAN=__int_as_float(0x7fffffff)",
@@ -134,9 +133,9 @@ def compile_image(source: str, gpu: Gpu) -> bytes:
     try:
         status = nvrtc.nvrtcCompileProgram(program, len(options), _texts(options))
         if status:
-            log = _get(nvrtc.nvrtcGetProgramLogSize, nvrtc.nvrtcGetProgramLog, program)
+            log = _get(nvrtc, "ProgramLog", program)
             raise DeviceCodeRefused(f"NVRTC for {gpu.arch}: {_words(log)}")
-        return _get(nvrtc.nvrtcGetCUBINSize, nvrtc.nvrtcGetCUBIN, program)
+        return _get(nvrtc, "PTX" if ptx else "CUBIN", program)
     finally:
         nvrtc.nvrtcDestroyProgram(ctypes.byref(program))
 
@@ -145,12 +144,12 @@ def _texts(values: tuple[str, ...] | list[str]) -> ctypes.Array[ctypes.c_char_p]
     return (ctypes.c_char_p * len(values))(*(v.encode() for v in values))
 
 
-def _get(size_of: ctypes._CFuncPtr, get: ctypes._CFuncPtr, program: ctypes.c_void_p) -> bytes:
+def _get(nvrtc: ctypes.CDLL, what: str, program: ctypes.c_void_p) -> bytes:
     size = ctypes.c_size_t()
-    size_of(program, ctypes.byref(size))
+    status = nvrtc[f"nvrtcGet{what}Size"](program, ctypes.byref(size))
     buffer = ctypes.create_string_buffer(size.value)
-    if status := get(program, buffer):
-        raise DeviceCodeRefused(f"NVRTC hands nothing out: error {status}")
+    if status or (status := nvrtc[f"nvrtcGet{what}"](program, buffer)):
+        raise DeviceCodeRefused(f"NVRTC hands no {what} out: error {status}")
     return buffer.raw
 
 

@@ -4,6 +4,9 @@ from __future__ import annotations
 
 import msgspec
 
+CUDA = 13
+"""Major version of CUDA that TVM's wheels are linked with; from driver 580."""
+
 
 class Link(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """How a shared library for this target is linked."""
@@ -17,6 +20,10 @@ class Gpu(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True)
 
     arch: str
     """What kernels are compiled for: `sm_87`."""
+    ptx: bool = False
+    """Whether kernels ship as PTX, which a driver compiles for its device: `arch` or newer."""
+    newest_cuda: int = 0
+    """Newest CUDA major version that drivers for the device have; 0 where that is the latest."""
     sms: int
     """Streaming multiprocessors."""
     warp: int = 32
@@ -43,6 +50,11 @@ class Gpu(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True)
     def compute_capability(self) -> int:
         """87 of `sm_87`."""
         return int(self.arch.removeprefix("sm_").rstrip("a"))
+
+    @property
+    def compile_only(self) -> bool:
+        """Whether no TVM that pip installs can run on it: those need `CUDA` or newer."""
+        return 0 < self.newest_cuda < CUDA
 
 
 class Target(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):

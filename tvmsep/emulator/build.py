@@ -1,4 +1,4 @@
-"""Compiling for the emulator, by the compiler in the `ziglang` wheel: sources, and its own parts."""
+"""Compiling for the emulator by the compiler in the `ziglang` wheel: sources, and its parts."""
 
 from __future__ import annotations
 
@@ -70,8 +70,13 @@ def link(objects: list[Path], out: Path, *options: str) -> None:
     _run([zig(), "ld.lld", *flags, *options, "-o", str(out), *map(str, objects)])
 
 
+def native(name: str) -> Path:
+    """A file of the emulator's own sources."""
+    return _HERE / "native" / name
+
+
 def parts_object(name: str) -> Path:
-    """The object file of `native/<name>.c`, compiled once for all programs of this user.
+    """The object file of `native/NAME.c`, compiled once for this user.
 
     Raises:
         EmulatorError: it cannot be compiled or kept.
@@ -90,10 +95,13 @@ def cached(name: str, make: object, *args: object) -> Path:
         with tempfile.TemporaryDirectory(dir=kept.parent) as folder:
             path = Path(folder) / name
             make(path, *args)  # type: ignore[operator]
-            with path.open("rb") as file:
-                os.fsync(file.fileno())
+            for file in [path] if path.is_file() else path.iterdir():
+                with file.open("rb") as written:
+                    os.fsync(written.fileno())
             path.replace(kept)
     except OSError as error:
+        if kept.exists():
+            return kept  # another process was first
         raise EmulatorError(f"cannot write {error.filename}: {error.strerror}") from error
     return kept
 
@@ -103,7 +111,7 @@ def _compile_part(out: Path, name: str) -> None:
     flags = ["-O2", "-g0", "-fPIC", "-fvisibility=hidden", "-fno-sanitize=all", "-U_FORTIFY_SOURCE"]
     warn = ["-Wall", "-Wextra", "-Werror"]
     command = [zig(), "cc", "-target", _triple(), *flags, *warn, "-c"]
-    _run([*command, str(_HERE / "native" / f"{name}.c"), "-o", str(out)], caches)
+    _run([*command, str(native(f"{name}.c")), "-o", str(out)], caches)
 
 
 @cache

@@ -57,7 +57,7 @@ def translate(source: str) -> str:
 
 
 def _bodies(source: str) -> list[tuple[Kernel, int, int]]:
-    """Kernels with where each begins and ends in the source; declarations count to the one before."""
+    """Kernels, and where each begins and ends; declarations count to the one before."""
     starts = [m for m in _KERNEL.finditer(source) if _defines(source, m.end())]
     ends = [m.start() for m in starts[1:]] + [len(source)]
     found = []

@@ -24,6 +24,7 @@ import msgspec
 
 from tvmsep.contracts import Gpu, Target
 from tvmsep.estimate.lowered import SECTOR, Kernel, read_kernel
+from tvmsep.schedules.cuda.common import resident_blocks
 
 if TYPE_CHECKING:
     from tvm import tirx
@@ -42,8 +43,6 @@ LAUNCH_S = 2e-6
 """From one kernel's end to the next one's start in a stream, about; the same for every config."""
 OVERLAP = 0.15
 """Share in which the limits that are not the longest add to the time."""
-SHARED_RESERVED = 1024
-"""Shared memory that the driver takes of each block since sm_80 (CUDA C++ Programming Guide)."""
 
 
 class Unfit(Exception):
@@ -75,37 +74,6 @@ class GpuTime(msgspec.Struct, frozen=True, kw_only=True):
         return max(self.limits_s, key=lambda k: self.limits_s[k])
 
 
-def resident_blocks(gpu: Gpu, threads: int, registers: int, shared: int) -> int:
-    """Blocks that one multiprocessor holds at a time.
-
-    Args:
-        gpu: the device.
-        threads: of a block.
-        registers: of a thread; they are given to warps in steps of 256.
-        shared: bytes of a block.
-
-    Raises:
-        Unfit: not even one fits.
-    """
-    if threads > gpu.threads_per_block:
-        raise Unfit(f"{threads} threads a block, the device has {gpu.threads_per_block}")
-    if shared > gpu.shared_per_block:
-        raise Unfit(f"{shared} bytes of shared memory, a block has {gpu.shared_per_block}")
-    registers = min(registers, gpu.registers_per_thread)
-    warps = -(-threads // gpu.warp)
-    counts = {
-        "blocks": gpu.blocks_per_sm,
-        "threads": gpu.threads_per_sm // (warps * gpu.warp),
-        "registers": gpu.registers_per_sm // (warps * -(-registers // 8) * 8 * gpu.warp),
-    }
-    if shared:
-        counts["shared memory"] = gpu.shared_per_sm // (shared + SHARED_RESERVED)
-    short = min(counts, key=lambda k: counts[k])
-    if counts[short] < 1:
-        raise Unfit(f"no block fits: too much of {short}")
-    return counts[short]
-
-
 def gpu_seconds(func: tirx.PrimFunc, target: Target, registers: int | None = None) -> GpuTime:
     """Model a scheduled kernel.
 
@@ -128,7 +96,12 @@ def kernel_seconds(k: Kernel, gpu: Gpu, registers: int | None = None) -> GpuTime
         Unfit: no block of it fits on the device.
     """
     used = k.registers if registers is None else registers
-    resident = resident_blocks(gpu, k.threads, used, k.shared)
+    resident = resident_blocks(gpu, k.threads, min(used, gpu.registers_per_thread), k.shared)
+    if not resident:
+        raise Unfit(
+            f"no block fits: {k.threads} threads of {used} registers, {k.shared} bytes of shared "
+            "memory"
+        )
     warps = -(-k.threads // gpu.warp)
     assigned = -(-k.blocks // gpu.sms)
     together = min(resident, assigned)
@@ -137,8 +110,9 @@ def kernel_seconds(k: Kernel, gpu: Gpu, registers: int | None = None) -> GpuTime
     def seconds(clocks_a_block: float) -> float:
         return assigned * clocks_a_block / clock
 
-    # What keeps the units busy: warps, and instructions of one warp that need not wait.
-    at_once = min(1.0, together * warps * max(1, k.ilp) / (SCHEDULERS * MATH_LATENCY))
+    # The warps that keep the units busy: one a scheduler, and more for what each has to wait for.
+    waiting = SHARED_LATENCY if k.shared else MATH_LATENCY
+    at_once = min(1.0, together * warps / (SCHEDULERS * (1 + waiting / max(1, k.ilp))))
     fp32_lanes = gpu.fp32_flops / (2 * gpu.sms * clock)
     spilled = max(0, used - gpu.registers_per_thread)
     moves = [a for a in k.accesses if a.warps]
@@ -147,10 +121,12 @@ def kernel_seconds(k: Kernel, gpu: Gpu, registers: int | None = None) -> GpuTime
     )
     wavefronts = sum(a.times * a.wavefronts for a in moves) + 2 * warps * spilled
     l2_bytes, dram = _traffic(k, gpu, resident)
-    gathered = k.rounds * (GLOBAL_LATENCY + 2 * SHARED_LATENCY) + k.waits * (
-        GLOBAL_LATENCY / LOADS_AHEAD
-    )
-    chain = GLOBAL_LATENCY + gathered + k.fmas / max(1, k.ilp) * MATH_LATENCY
+    computing = k.fmas / max(1, k.ilp) * MATH_LATENCY
+    a_round = GLOBAL_LATENCY + 2 * SHARED_LATENCY
+    rounds = k.rounds * a_round + computing
+    if k.pipelined:
+        rounds = a_round + max(rounds - computing, computing)
+    chain = GLOBAL_LATENCY + rounds + k.waits * GLOBAL_LATENCY / LOADS_AHEAD
     limits = {
         "dram": dram / gpu.bandwidth,
         "l2": max(
@@ -178,7 +154,7 @@ def _traffic(k: Kernel, gpu: Gpu, resident: int) -> tuple[float, float]:
     A block's reads of a buffer hit L1 from the second time on, as far as what the blocks on a
     multiprocessor touch has room beside their shared memory; stores pass through.
     """
-    room = max(0, gpu.shared_per_sm - resident * (k.shared + SHARED_RESERVED)) / resident
+    room = max(0, gpu.shared_per_sm - resident * k.shared) / resident
     reads: dict[str, tuple[float, float]] = {}
     stored = 0.0
     for a in k.accesses:

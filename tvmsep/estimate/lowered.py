@@ -69,7 +69,9 @@ class Kernel:
     rounds: int = 0
     """How often a block loads into shared memory and waits for it."""
     waits: int = 0
-    """How often a thread waits for global memory otherwise."""
+    """Turns of loops that load from global memory and wait for nobody else."""
+    pipelined: bool = False
+    """Whether the next round's loads are under way while one is computed."""
     accesses: list[Access] = field(default_factory=list)
     sizes: dict[str, int] = field(default_factory=dict)
     """Bytes of each global buffer."""
@@ -94,6 +96,7 @@ def read_kernel(func: tirx.PrimFunc, target: Target) -> Kernel:
     with tvm.target.Target(target.tvm_dict()):
         lowered = tvm.transform.Sequential(_passes())(mod)["main"]
     walk = _Walk()
+    walk.kernel.pipelined = _pipelined(func.body)
     for param in lowered.params:
         size = math.prod(int(d) for d in param.ty.shape) * _bytes(_dtype(param))
         walk.kernel.sizes[str(param.name)] = size
@@ -113,9 +116,18 @@ def _passes() -> list[Any]:
         t.PlanAndUpdateBufferAllocationLocation(), t.ConvertBlocksToOpaque(),
         t.LiftThreadBinding(), t.ManifestSharedMemoryLocalStage(), t.CompactBufferAllocation(),
         t.LowerAutoCopy(), t.UnifyThreadBinding(), t.LowerMatchBuffer(), t.StmtSimplify(),
+        t.InjectSoftwarePipeline(),
         t.LowerOpaqueBlock(), x.FlattenBuffer(), x.VectorizeLoop(True), t.InjectVirtualThread(),
         x.StorageRewrite(), x.StmtSimplify(),
     ]  # fmt: skip
+
+
+def _pipelined(node: Any) -> bool:
+    """Whether a loop is annotated as a software pipeline."""
+    if any(str(key).startswith("software_pipeline") for key in getattr(node, "annotations", ())):
+        return True
+    inner = [getattr(node, name, None) for name in ("body", "block", "then_case", "else_case")]
+    return any(map(_pipelined, [*(x for x in inner if x is not None), *getattr(node, "seq", ())]))
 
 
 def _dtype(node: Any) -> str:
@@ -195,7 +207,7 @@ class _Walk:
     def _loop(self, s: Any, loops: tuple[_Loop, ...]) -> None:
         unrolled = int(s.kind) == 3
         loop = _Loop(hash(s.loop_var), int(s.extent), unrolled)
-        before, had = len(self.found), self.kernel.rounds
+        before, had, waited = len(self.found), self.kernel.rounds, self.kernel.waits
         inner = (*loops, loop)
         self.statement(s.body, inner)
         if unrolled:
@@ -203,10 +215,11 @@ class _Walk:
         outer = math.prod(x.extent for x in inner if not x.unrolled)
         self.kernel.turns += outer
         inside = self.found[before:]
-        scope = [(self._scope(b), stored) for b, _, stored, _, _ in inside]
-        if ("shared", True) in scope and self.kernel.rounds == had:
-            self.kernel.rounds += outer
-        elif ("global", False) in scope and self.kernel.rounds == had:
+        scope = {(self._scope(b), stored) for b, _, stored, _, _ in inside}
+        if {("shared", True), ("shared", False), ("global", False)} <= scope:
+            # What copies inside it are the parts of one round, which wait together.
+            self.kernel.rounds = self.kernel.rounds if self.kernel.rounds > had else had + outer
+        elif ("global", False) in scope and self.kernel.waits == waited:
             self.kernel.waits += outer
 
     def _scope(self, buffer: Any) -> str:

@@ -6,6 +6,7 @@ boards on which nothing is installed yet. `tvmsep.boards.facts.Facts` gives the 
 
 from __future__ import annotations
 
+import ctypes
 import glob
 import json
 import os
@@ -96,6 +97,23 @@ def _clocks() -> dict[str, Any]:
     }
 
 
+def _cuda() -> dict[str, int]:
+    """CUDA as the driver and the runtime library say it, 13000 for 13.0; 0 where there is none."""
+
+    def version(library: str, function: str) -> int:
+        found = ctypes.c_int()
+        try:
+            failed = getattr(ctypes.CDLL(library), function)(ctypes.byref(found))
+        except (OSError, AttributeError):
+            return 0
+        return 0 if failed else found.value
+
+    return {
+        "cuda_driver": version("libcuda.so.1", "cuDriverGetVersion"),
+        "cuda_runtime": version("libcudart.so.13", "cudaRuntimeGetVersion"),
+    }
+
+
 def _timer_ns() -> int:
     """The smallest step of the clock that times are taken with."""
     steps = []
@@ -149,7 +167,7 @@ def collect(folder: str = "~") -> dict[str, Any]:
         "tvm_ffi": _version("apache-tvm-ffi"),
         "tvmsep": _version("tvmsep"),
     }
-    for part in (_cpu(), _memory(), _clocks()):
+    for part in (_cpu(), _memory(), _clocks(), _cuda()):
         facts.update(part)
     return facts
 

@@ -316,7 +316,7 @@ class Farm:
         Raises:
             TvmsepError: as `build` and `run` do.
         """
-        from tvmsep.compiler import emit
+        from tvmsep.compiler import emit, kernel_names
 
         self._check_open()
         runs = WARM_RUNS + RUNS
@@ -336,7 +336,10 @@ class Farm:
         if isinstance(libraries, Failed):
             return libraries
         count = len(choices)
-        job = NetworkJob.of(plans, libraries[:count], libraries[-1] if whole else None, self._seed)
+        functions = [kernel_names(m) for m in modules[:count]] if self.target.gpu else []
+        job = NetworkJob.of(
+            plans, libraries[:count], libraries[-1] if whole else None, self._seed, functions
+        )
         times = self.time_networks(job, rounds)
         if isinstance(times, Failed):
             return times
@@ -506,7 +509,7 @@ def _bandwidths(
         with slot.timing():
             found = slot.call(session.bandwidths, library, target, threads, limit_s=limit_s)
     except WorkerError as exc:
-        return Failed("runtime_error", str(exc), slot.board.name)
+        return slot.failed(exc)
     return list(found)
 
 
@@ -522,7 +525,7 @@ def _time_networks(
                 times = slot.call(session.time_network, turn, limit_s=NETWORK_TIMEOUT_S)
                 found[turn].append(times)
     except WorkerError as exc:
-        return Failed("runtime_error", str(exc), slot.board.name)
+        return slot.failed(exc)
     return slot.board.name, found
 
 
@@ -553,7 +556,7 @@ def _time_turns(
             limit_s = NETWORK_TIMEOUT_S * (len(jobs) + len(turns))
             found = slot.call(session.time_turns, jobs, turns, target, limit_s=limit_s)
     except WorkerError as exc:
-        return Failed("runtime_error", str(exc), slot.board.name)
+        return slot.failed(exc)
     return found  # type: ignore[no-any-return]
 
 

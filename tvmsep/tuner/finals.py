@@ -5,9 +5,10 @@ the best configs of all tasks, another for the second best, and so on, and their
 between clock readings while the variants take turns. A config is thus ranked by what it takes next
 to its real neighbours, and the times of all tasks add up to the network's. The two best of each
 task then meet once more, each among other winners. At last the winners take turns with the same
-network without clock readings, which shows whether the sum can be trusted. Where kernels could be
-fused, variants with fused and with separate ones take turns alike, so that their times compare, and
-what `choose_plan` makes of these is the network that is timed last. Without a network
+network without clock readings, which shows whether the sum can be trusted. On a GPU the readings
+are CUDA events behind each launch (`compiler/events.py`), and all else is the same. Where kernels
+could be fused, variants with fused and with separate ones take turns alike, so that their times
+compare, and what `choose_plan` makes of these is the network that is timed last. Without a network
 (single layers compared), or where it cannot be timed on the board (too little memory), each task's
 best few are measured alone, in turn.
 """
@@ -245,7 +246,12 @@ def _kernels(
     states: Mapping[Workload, TaskState],
     choices: Sequence[Mapping[Workload, tuple[str, Config]]],
 ) -> list[dict[Workload, Path]]:
-    """Each variant's object files: of this run's candidates, and of others compiled now."""
+    """Each variant's object files: of this run's candidates, and of others compiled now.
+
+    Empty for a GPU, whose networks are compiled as a whole: its code has no linker.
+    """
+    if run.target.gpu is not None:
+        return []
     wanted = dict.fromkeys((w, config) for choice in choices for w, (_, config) in choice.items())
     builds = run.build_all([(states[w].task, config) for w, config in wanted])
     objects = {
