@@ -152,7 +152,8 @@ def _traffic(k: Kernel, gpu: Gpu, resident: int) -> tuple[float, float]:
     """(Bytes between L1 and L2, bytes between L2 and memory) of the whole kernel.
 
     A block's reads of a buffer hit L1 from the second time on, as far as what the blocks on a
-    multiprocessor touch has room beside their shared memory; stores pass through.
+    multiprocessor touch has room beside their shared memory; of what has none, the reads within
+    one turn of the outermost loop do. Stores pass through.
     """
     room = max(0, gpu.shared_per_sm - resident * k.shared) / resident
     reads: dict[str, tuple[float, float]] = {}
@@ -164,6 +165,8 @@ def _traffic(k: Kernel, gpu: Gpu, resident: int) -> tuple[float, float]:
         if a.store or a.scope == "local":
             stored += moved
             continue
+        if a.window <= room:
+            moved = min(moved, float(a.window * a.windows))
         touched, before = reads.get(a.buffer, (0.0, 0.0))
         # Several loads of one buffer mostly read the same: the largest footprint is taken.
         reads[a.buffer] = (max(touched, float(a.footprint)), before + moved)

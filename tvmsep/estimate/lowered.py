@@ -24,6 +24,8 @@ if TYPE_CHECKING:
 
 SECTOR, LINE, BANKS, WORD = 32, 128, 32, 4
 """Bytes that memory moves at once, of a cache line; banks of shared memory, bytes of each."""
+_SHORT = 32
+"""Turns up to which the compiler unrolls a loop of its own accord."""
 _MOST_POINTS = 1 << 20
 """Addresses that are looked at together; of more, whole turns of the outermost loops are left out
 and counted."""
@@ -48,6 +50,10 @@ class Access:
     collide."""
     footprint: int
     """Bytes of distinct sectors that a block touches over the kernel's run."""
+    window: int = 0
+    """The same in one turn of the outermost serial loop around the access."""
+    windows: int = 1
+    """Turns of that loop."""
 
 
 @dataclass
@@ -292,7 +298,7 @@ class _Walk:
     def _spills(self, index: Any, loops: tuple[_Loop, ...]) -> bool:
         """Whether an array of a thread's own is indexed by what is known only at run time."""
         used = variables(index)
-        return any(x.var in used and not x.unrolled for x in loops)
+        return any(x.var in used and not x.unrolled and x.extent > _SHORT for x in loops)
 
     def _grid(self) -> dict[int, NDArray[Any]]:
         """Every thread of the middle block: threadIdx.x runs fastest."""
@@ -367,10 +373,12 @@ def _access(
         steps = _points(index, unrolled, {**zero, **{v: a[:1] for v, a in grid.items()}})
         times = turns * len(np.unique(steps))
         footprint = _footprint(index, item, width, loops, zero, grid, active)
+        inside = [x for x in loops if x not in serial[:1]]
+        window = _footprint(index, item, width, inside, zero, grid, active)
     except Unknown:  # a gather: every thread its own sector
         rng = np.random.default_rng(0)
         at, times = rng.integers(0, 1 << 24, every) * item, turns
-        footprint = SECTOR * every * turns
+        footprint = window = SECTOR * every * turns
     sectors = wavefronts = 0.0
     for first in range(0, every, 32):
         lines = at[first : first + 32][active[first : first + 32]]
@@ -382,7 +390,8 @@ def _access(
         else:
             sectors += len(np.unique(parts // SECTOR))
             wavefronts += max(len(np.unique(parts // LINE)), len(np.unique(parts)) * WORD / LINE)
-    return Access(buffer, scope, stored, times, warps, sectors, wavefronts, footprint)
+    return Access(buffer, scope, stored, times, warps, sectors, wavefronts, footprint, window,
+                  serial[0].extent if serial else 1)  # fmt: skip
 
 
 def _bank_turns(at: NDArray[Any], width: int) -> float:
