@@ -1,11 +1,12 @@
 """Which tilings of a product fit a CUDA device, and which promises most: arithmetic, no TVM.
 
 The prediction is the slowest of four flows through one multiprocessor, for the blocks that the
-busiest one gets, plus the waits that too few warps cannot hide:
+busiest one gets, a part of the others, which never overlap wholly, and the waits that too few
+warps cannot hide:
     multiply-adds   of whole tiles, at the peak rate
     shared memory   fragments at 128 bytes a clock
-    L2              what blocks fetch, tiles of operands times blocks, at four times the bandwidth
-                    of device memory, which is what L2 delivers on the devices in `targets/`
+    L2              what blocks fetch, tiles of operands times blocks, at three times the bandwidth
+                    of device memory (Jia et al., arXiv 1903.07486, measured four on a T4)
     device memory   every tensor once
 """
 
@@ -30,8 +31,10 @@ from tvmsep.schedules.cuda.product import Product, Tiling, element_bytes
 
 _ASYNC = 80
 """Compute capability from which cp.async exists."""
-_L2_SPEED = 4
-_MAX_THREADS = 512
+_L2_SPEED = 3
+_SERIAL = 0.15
+"""How much of the faster flows shows beside the slowest."""
+_MAX_THREADS = 256
 _WASTE = 1.34
 """Multiply-adds computed over those needed; more only where the image has fewer pixels than that."""
 
@@ -69,7 +72,7 @@ def need(g: Product, t: Tiling, w: Workload) -> Need:
         shared += 4 * t.split_k * block_p * block_c
     moving = (block_p + block_c) * step / t.threads / share
     held = moving if t.pipeline == "registers" else min(moving, 16)
-    taps = g.tap_reads and 2 * g.vector_k
+    taps = g.tap_reads and min(g.tap_reads, 9) * g.vector_k + 32
     registers = pixels * channels + fragments + vector + held + taps + SPARE_REGISTERS
     return Need(t.threads, ceil(registers), shared)
 
@@ -105,11 +108,14 @@ def _valid(g: Product, w: Workload, gpu: Gpu, c: Mapping[str, Any]) -> bool:
     threads = c["threads_p"] * c["threads_oc"] * c["split_k"]
     most = min(_MAX_THREADS, gpu.threads_per_block)
     small = g.rows * g.columns < 2 * gpu.warp
-    if threads > most or (threads < gpu.warp and not small):
+    if threads > most or (threads < 2 * gpu.warp and not small):
         return False
     if threads % gpu.warp and threads < 6 * gpu.warp and not small:
         return False
     if c["tile_oc"] * c["tile_p"] % c["split_k"]:
+        return False
+    step = c["step_k"] * c["split_k"] * g.vector_k
+    if not min(8, g.depth) <= step <= 64:
         return False
     if c["tile_p"] * c["step_k"] * c["split_k"] == 1 < c["threads_oc"]:
         # One row of threads copies what all read: TVM takes equal indices for one thread's own
@@ -124,6 +130,10 @@ def _valid(g: Product, w: Workload, gpu: Gpu, c: Mapping[str, Any]) -> bool:
     if computed > _WASTE * g.rows * g.columns and not small and not least:
         return False
     t = Tiling.of(Config(c))
+    across, along, batch = t.grid(g)
+    blocks = across * along * batch
+    if t.split_k > 1 and blocks >= 4 * gpu.sms or accumulators < 8 and blocks >= 8 * gpu.sms:
+        return False
     rounds = t.rounds(g)
     if rounds * t.step_k * t.split_k > max(2, _WASTE * g.steps):
         return False
@@ -174,13 +184,12 @@ def predicted_clocks(g: Product, w: Workload, gpu: Gpu, t: Tiling) -> float:
     clock = gpu.clock_ghz * 1e9
     l2 = (fetched + written) / (_L2_SPEED * gpu.bandwidth / clock / gpu.sms)
     taps = block_p * depth * g.tap_reads / fp32_lanes(gpu)
-    # Instructions of a warp in flight hide its latencies: about 24 warps' worth of single ones.
+    memory = w.bytes_moved * size / 4 / gpu.bandwidth * clock
+    # Independent instructions of all warps that are there hide the latency of each.
     warps = at_once * n.threads / gpu.warp
     fill = min(1.0, warps * min(pixels * channels, 16) ** 0.5 / 24)
-    work = share * max((multiply + taps) / fill, loads / fill, l2 / min(1.0, at_once / 2)) + (
-        share * spread
-    )
+    flows = (share * (multiply + taps) / fill, share * loads / fill, share * l2, memory)
+    work = (1 - _SERIAL) * max(flows) + _SERIAL * sum(flows) + share * spread
     per_step = {"none": 1.0, "registers": 0.4, "shared": 0.7}.get(t.pipeline, 0.4)
     waits = waves * LATENCY_CLOCKS * (1 + per_step * (t.rounds(g) - 1) / max(1.0, at_once))
-    memory = w.bytes_moved * size / 4 / gpu.bandwidth * clock
-    return max(work, memory) + waits
+    return work + waits
