@@ -65,8 +65,10 @@ class GpuTime(msgspec.Struct, frozen=True, kw_only=True):
     """Blocks over those that there is room for in as many whole rounds: below 1 is the tail."""
     registers: int
     shared: int
-    read_bytes: int
-    """From device memory."""
+    memory_bytes: int
+    """From and to device memory."""
+    l2_bytes: int
+    """From and to L2: past a multiprocessor's own cache."""
 
     @property
     def bound(self) -> str:
@@ -144,7 +146,7 @@ def kernel_seconds(k: Kernel, gpu: Gpu, registers: int | None = None) -> GpuTime
         limits_s=limits, blocks=k.blocks, threads=k.threads, resident=resident,
         occupancy=together * warps * gpu.warp / gpu.threads_per_sm,
         busy=k.blocks / (assigned * gpu.sms), registers=used, shared=k.shared,
-        read_bytes=math.ceil(dram),
+        memory_bytes=math.ceil(dram), l2_bytes=math.ceil(l2_bytes),
     )  # fmt: skip
 
 

@@ -26,7 +26,7 @@ SECTOR, LINE, BANKS, WORD = 32, 128, 32, 4
 """Bytes that memory moves at once, of a cache line; banks of shared memory, bytes of each."""
 _SHORT = 32
 """Turns up to which the compiler unrolls a loop of its own accord."""
-_MOST_POINTS = 1 << 20
+_MOST_POINTS = 1 << 18
 """Addresses that are looked at together; of more, whole turns of the outermost loops are left out
 and counted."""
 
