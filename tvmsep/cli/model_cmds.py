@@ -229,8 +229,15 @@ def _search(
     sums = {n: state.network_s(n) for n in state.thread_counts}
     known = {n: s if math.isfinite(s) else None for n, s in sums.items()}
     if as_json:
-        print(json.dumps({"measured": False, "modelled": name == MODELLED, "board": name, "reason": result.reason,
-                          "trials": state.trials, "tasks_s": known}))  # fmt: skip
+        text = {
+            "measured": False,
+            "modelled": name == MODELLED,
+            "board": name,
+            "reason": result.reason,
+            "trials": state.trials,
+            "tasks_s": known,
+        }
+        print(json.dumps(text))
     else:
         how = "modelled, not measured" if name == MODELLED else "not measured"
         print(f"{how} (board {name}), ended ({result.reason}): {summary(state)}")
