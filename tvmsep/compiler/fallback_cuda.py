@@ -102,7 +102,9 @@ def legalise_scans(mod: IRModule) -> IRModule:
                 if flat:
                     place = [*_unravel(step, [int(d) for d in shape])]
                 before = step < index[at] if attrs.exclusive else step <= index[at]
-                value = tirx.Select(before, x(*place).astype(dtype), tirx.const(int(product), dtype))
+                value = tirx.Select(
+                    before, x(*place).astype(dtype), tirx.const(int(product), dtype)
+                )
                 return reducer(value, axis=[step])
 
             out = [length] if flat else shape
