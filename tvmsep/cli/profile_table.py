@@ -10,9 +10,10 @@ import msgspec
 from tvmsep.api import Prepared, choose_configs, must_fit, read_trials
 from tvmsep.cli.table import print_table
 from tvmsep.compiler import emit
+from tvmsep.contracts.trial import EMULATED_NOTE, is_emulated
 from tvmsep.contracts.words import counted
 from tvmsep.graph import Plan
-from tvmsep.logs import best_trials
+from tvmsep.logs import chosen_by
 from tvmsep.measure import Farm
 from tvmsep.measure.network import random_inputs
 from tvmsep.profile import LOW, Profile, profile_module
@@ -28,7 +29,7 @@ def show_roofline(prepared: Prepared, plan: Plan, log: Path | None, as_json: boo
     """
     target = prepared.target
     must_fit(target)
-    winners = best_trials(read_trials(target, None if log is None else [log]))
+    winners = chosen_by(read_trials(target, None if log is None else [log]))
     plan, _ = choose_plan(plan, target, winners)
     configs, used, _ = choose_configs(prepared, plan, winners)
     kinds = [(shape, plan.input_dtypes.get(n, "float32")) for n, shape in plan.inputs.items()]
@@ -87,6 +88,8 @@ def print_profile(profile: Profile, remark: str = "") -> None:
     )
     for line in gap_lines(profile):
         print(line)
+    if is_emulated(profile.cpu):
+        print(f"board {profile.board or 'local'} {EMULATED_NOTE}")
 
 
 def gap_lines(profile: Profile) -> list[str]:

@@ -45,12 +45,19 @@ BLAMELESS: frozenset[Failure] = frozenset({"upload_error", "link_lost", "board_l
 """Failures of a board: they say nothing about the config."""
 DEVICE_FAULTS: frozenset[Failure] = frozenset({"out_of_memory", "launch_error", "illegal_address"})
 """Failures of a CUDA device."""
-UNMEASURED = ("replay", "null")
+MODELLED = "model"
+"""Name of the board whose times come from a model: they choose configs, and are no measurement."""
+UNMEASURED = ("replay", "null", MODELLED)
 """Names of boards that measure nothing: their trials never count among measured ones."""
 EMULATED = "emulated"
-"""What the CPU of a trial begins with where a device was emulated: its times say nothing about
-speed."""
+"""What the CPU of a trial begins with where a device was emulated."""
+EMULATED_NOTE = "is emulated: its times say nothing about speed"
 Phase = Literal["search", "final", "network"]
+
+
+def is_emulated(cpu: str) -> bool:
+    """Whether what a board says it is was emulated."""
+    return cpu.lower().startswith(EMULATED)
 
 
 def robust_mean(times_s: Sequence[float]) -> float:
@@ -93,9 +100,14 @@ class Trial(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
         return self.board not in UNMEASURED
 
     @property
+    def modelled(self) -> bool:
+        """Whether its time is a model's."""
+        return self.board == MODELLED
+
+    @property
     def emulated(self) -> bool:
         """Whether the device was emulated: what was measured says nothing about speed."""
-        return self.cpu.lower().startswith(EMULATED)
+        return is_emulated(self.cpu)
 
     @property
     def quarantined(self) -> bool:
