@@ -262,7 +262,8 @@ class CudaDepthwise(Depthwise):
             / L1_BYTES_PER_CLOCK
         )
         weights = w.kh * w.kw * max(1.0, run / L1_BYTES_PER_CLOCK)
-        return s.loads * max(lines, 1.0) + s.tile_h * s.tile_w * max(lines / w.sw, 1.0) + weights
+        stores = s.tile_h * s.tile_w * max(lines / w.sw, 1.0)
+        return float(s.loads * max(lines, 1.0) + stores + weights)
 
     def apply(self, sch: s_tir.Schedule, w: Workload, t: Target, c: Config) -> None:
         """The docstring's steps, in s_tir primitives."""

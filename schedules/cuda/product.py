@@ -321,8 +321,9 @@ def schedule(sch: s_tir.Schedule, g: Product, t: Tiling, w: Workload) -> None:
         z, n, cb, ci, tc, pb, pi, tp, u, v = sch.get_loops(part)[-10:]
         sch.reorder(z, tc, tp, n, cb, pb, ci, pi, u, v)
         _bind_threads(sch, z, tc, tp)
-        unroll(sch, (ci, pi))
-        sch.vectorize(sch.fuse(u, v))
+        rest, vector = sch.split(sch.fuse(u, v), [None, lanes(g.vector_p * g.vector_c, "float32")])
+        unroll(sch, (ci, pi, rest))
+        sch.vectorize(vector)
     sch.compute_at(acc, tp, preserve_unit_loops=True)
     ro = _multiply(sch, g, acc)
     for operand in ("a", "b"):
