@@ -15,6 +15,7 @@ ORDER = (
     "frontends",
     "graph",
     ("codegen", "emulator"),
+    "estimate",
     "compiler",
     "rpc",
     "measure",

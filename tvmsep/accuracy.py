@@ -364,9 +364,9 @@ def layer_errors(
 
 
 def _winners(bundle: str | os.PathLike[str]) -> dict[str, Best]:
-    from tvmsep.logs import best_trials, read_log
+    from tvmsep.logs import chosen_by, read_log
 
-    return dict(best_trials(read_log(Path(bundle))))
+    return dict(chosen_by(read_log(Path(bundle))))
 
 
 def _run(library: bytes, inputs: list[Array], weights: list[Array], threads: int) -> list[Array]:

@@ -41,6 +41,8 @@ class Report:
     tuned: int
     """Tasks whose config comes from a log."""
     tasks: int
+    modelled: bool = False
+    """Whether that log holds modelled times, and nothing was measured."""
     results: tuple[TuneResult, ...] = ()
     """What tuning found, for each set of input shapes that it came to."""
 
@@ -88,7 +90,7 @@ def build(
     Raises:
         TvmsepError: a user's mistake; nothing was written.
     """
-    from tvmsep.logs import best_trials
+    from tvmsep.logs import chosen_by
 
     path = Path(out)
     check_writable(path)
@@ -101,7 +103,7 @@ def build(
     check_labels(labels, prepared[0].imported)
     trials = read_trials(prepared[0].target, logs)
     return make_bundle(
-        prepared, path, best_trials(trials), len(trials), say, preprocess, labels, None
+        prepared, path, chosen_by(trials), len(trials), say, preprocess, labels, None
     )
 
 
@@ -109,7 +111,8 @@ def read_trials(target: Target, logs: Sequence[str | os.PathLike[str]] | None) -
     """The trials of logs or bundles, of the shipped logs if `logs` is None.
 
     Raises:
-        InputError: a log cannot be read, or is of another target.
+        InputError: a log cannot be read, is of another target or of a board that answers from a log
+            or a formula; or some are measured and others modelled.
     """
     from tvmsep.logs import read_log, shipped_logs
 
@@ -123,9 +126,14 @@ def read_trials(target: Target, logs: Sequence[str | os.PathLike[str]] | None) -
                 f"log {source} is for {', '.join(sorted(wrong))}, not for the target "
                 f"{target.name}: give a log of that target"
             )
-        if not all(t.measured for t in found):
+        if not all(t.measured or t.modelled for t in found):
             raise InputError(f"log {source} is of a board that measures nothing: give another")
         trials += found
+    if len({t.modelled for t in trials}) > 1:
+        raise InputError(
+            "some of these logs hold measured times and some modelled ones (board model), which do "
+            "not compare: give either"
+        )
     return trials
 
 
@@ -167,7 +175,8 @@ def choose_configs(
         if best is not None and best.config in space:
             configs[task.workload] = (task.template, best.config)
             used.append(best.trial)
-            total = None if total is None else total + best.mean_s * task.count
+            known = total is not None and best.trial.measured
+            total = (total or 0.0) + best.mean_s * task.count if known else None
         else:
             default = template.default(task.workload, prepared.target, task.threads)
             configs[task.workload] = (task.template, default)
@@ -255,7 +264,7 @@ def make_bundle(
         raise type(error)(str(error).replace(scratch, str(path))) from error
     finally:
         Path(scratch).unlink(missing_ok=True)
-    return Report(manifest, path, check, len(used), tasks)
+    return Report(manifest, path, check, len(used), tasks, any(t.modelled for t in used))
 
 
 def _compile(

@@ -16,6 +16,7 @@ from tvmsep.contracts import (
     Target,
     Trial,
 )
+from tvmsep.contracts.trial import MODELLED
 
 if TYPE_CHECKING:
     from tvmsep.contracts.preprocess import Preprocess
@@ -160,7 +161,7 @@ def search(
 
     Args:
         model: as for `tune`.
-        board: `tvmsep.measure.ReplayBoard` or `NullBoard`.
+        board: `tvmsep.measure.ReplayBoard`, `NullBoard` or `ModelBoard`.
         log: where its answers go; it holds nothing else.
         target: as for `tune`; it need not fit this host.
         threads: thread counts; the target's cores by default.
@@ -180,7 +181,7 @@ def search(
         TvmsepError: a user's mistake, or the board knows none of the model's tasks.
     """
     from tvmsep.logs import LogFile
-    from tvmsep.measure.offline import PEAK_FLOPS
+    from tvmsep.measure.offline import PEAK_FLOPS, Offline
     from tvmsep.tuner import tune_tasks
 
     prepared = prepare(
@@ -195,12 +196,16 @@ def search(
             f"board {name} knows none of the {len(tasks)} tasks of this model for "
             f"{prepared.target.name} and the thread counts asked for: give a log of this model"
         )
-    say(f"board {name} measures nothing: times are not this machine's, no bundle is written")
+    told = f"times are modelled ({board.connect().cpu})" if name == MODELLED else (
+        "times are not this machine's"
+    )  # fmt: skip
+    say(f"board {name} measures nothing: {told}, no bundle is written")
     if len(answered) < len(tasks):
         say(f"{len(answered)} of {len(tasks)} tasks are known to board {name}")
+    peak = board.peak_flops_per_core() if isinstance(board, Offline) else PEAK_FLOPS
     with LogFile(Path(log), target=prepared.target.name, measured=False) as records:
         return tune_tasks(
-            answered, prepared.target, board, records, peak_flops_per_core=PEAK_FLOPS,
+            answered, prepared.target, board, records, peak_flops_per_core=peak,
             budget_s=budget_s, trials=trials, seed=seed, strategy=strategy, prior=prior,
             progress=progress,
         )  # fmt: skip

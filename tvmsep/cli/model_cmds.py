@@ -28,6 +28,7 @@ from tvmsep.cli.options import (
 )
 from tvmsep.cli.verify_cmd import verify
 from tvmsep.contracts import BoardError, InputError
+from tvmsep.contracts.trial import MODELLED
 
 if TYPE_CHECKING:
     from tvmsep.tuner import Strategy
@@ -94,8 +95,9 @@ def tune(
     board: Annotated[
         str | None,
         typer.Option(
-            metavar="replay:LOG|null[:TIME]",
-            help="Measure nothing: answer from a log, or from a formula; writes no bundle.",
+            metavar="model|replay:LOG|null[:TIME]",
+            help="Measure nothing: answer by a model of the target, from a log, or from a "
+            "formula; writes no bundle.",
         ),
     ] = None,
     strategy: Annotated[
@@ -202,9 +204,9 @@ def _search(
     from tvmsep import api
     from tvmsep.cli.progress import TuneProgress, summary
 
-    offline = options.offline_board(board)
+    offline = options.offline_board(board, target)
     name = offline.connect().name
-    with TuneProgress() as progress:
+    with offline, TuneProgress() as progress:
         result = api.search(
             model,
             offline,
@@ -227,10 +229,18 @@ def _search(
     sums = {n: state.network_s(n) for n in state.thread_counts}
     known = {n: s if math.isfinite(s) else None for n, s in sums.items()}
     if as_json:
-        print(json.dumps({"measured": False, "board": name, "reason": result.reason,
-                          "trials": state.trials, "tasks_s": known}))  # fmt: skip
+        text = {
+            "measured": False,
+            "modelled": name == MODELLED,
+            "board": name,
+            "reason": result.reason,
+            "trials": state.trials,
+            "tasks_s": known,
+        }
+        print(json.dumps(text))
     else:
-        print(f"not measured (board {name}), ended ({result.reason}): {summary(state)}")
+        how = "modelled, not measured" if name == MODELLED else "not measured"
+        print(f"{how} (board {name}), ended ({result.reason}): {summary(state)}")
     if result.reason == "interrupted":
         raise typer.Exit(130)
 

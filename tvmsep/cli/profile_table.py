@@ -13,7 +13,7 @@ from tvmsep.compiler import emit
 from tvmsep.contracts.trial import EMULATED_NOTE, is_emulated
 from tvmsep.contracts.words import counted
 from tvmsep.graph import Plan
-from tvmsep.logs import best_trials
+from tvmsep.logs import chosen_by
 from tvmsep.measure import Farm
 from tvmsep.measure.network import random_inputs
 from tvmsep.profile import LOW, Profile, profile_module
@@ -29,7 +29,7 @@ def show_roofline(prepared: Prepared, plan: Plan, log: Path | None, as_json: boo
     """
     target = prepared.target
     must_fit(target)
-    winners = best_trials(read_trials(target, None if log is None else [log]))
+    winners = chosen_by(read_trials(target, None if log is None else [log]))
     plan, _ = choose_plan(plan, target, winners)
     configs, used, _ = choose_configs(prepared, plan, winners)
     kinds = [(shape, plan.input_dtypes.get(n, "float32")) for n, shape in plan.inputs.items()]

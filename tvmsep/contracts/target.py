@@ -100,6 +100,10 @@ class Target(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tr
     """Operations that the core dispatches a cycle, where llvm-mca's table has another number."""
     source: str = ""
     """Where the facts come from."""
+    clock_ghz: float = 0.0
+    """What a core runs at under load, for modelled times; 0 where the file does not say."""
+    bandwidth: float = 0.0
+    """Bytes of memory that all cores together can read each second, as the data sheet has it."""
     link: Link = Link()
     gpu: Gpu | None = None
     """The device that kernels run on; all other facts are then its host's."""

@@ -45,7 +45,9 @@ BLAMELESS: frozenset[Failure] = frozenset({"upload_error", "link_lost", "board_l
 """Failures of a board: they say nothing about the config."""
 DEVICE_FAULTS: frozenset[Failure] = frozenset({"out_of_memory", "launch_error", "illegal_address"})
 """Failures of a CUDA device."""
-UNMEASURED = ("replay", "null")
+MODELLED = "model"
+"""Name of the board whose times come from a model: they choose configs, and are no measurement."""
+UNMEASURED = ("replay", "null", MODELLED)
 """Names of boards that measure nothing: their trials never count among measured ones."""
 EMULATED = "emulated"
 """What the CPU of a trial begins with where a device was emulated."""
@@ -96,6 +98,11 @@ class Trial(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
     def measured(self) -> bool:
         """Whether a real board was timed."""
         return self.board not in UNMEASURED
+
+    @property
+    def modelled(self) -> bool:
+        """Whether its time is a model's."""
+        return self.board == MODELLED
 
     @property
     def emulated(self) -> bool:

@@ -81,7 +81,7 @@ def _call(assembly: str) -> str:
 def _bodies(source: str) -> list[tuple[Kernel, int, int]]:
     """Kernels, and where each begins and ends; declarations count to the one before."""
     starts = [m for m in _KERNEL.finditer(source) if _defines(source, m.end())]
-    ends = [m.start() for m in starts[1:]] + [len(source)]
+    ends = [*(m.start() for m in starts), len(source)][1:]
     found = []
     for match, end in zip(starts, ends, strict=True):
         text = source[match.start() : end]
