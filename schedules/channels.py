@@ -20,8 +20,8 @@ import math
 from typing import TYPE_CHECKING, Any
 
 from tvmsep.contracts import Config, Space, Target, Workload
-from tvmsep.schedules.common import divisors, prim_func
 from tvmsep.schedules import epilogue
+from tvmsep.schedules.common import divisors, prim_func
 
 if TYPE_CHECKING:
     from tvm import s_tir, tirx

@@ -20,10 +20,10 @@ if TYPE_CHECKING:
 
 VECTOR_BYTES = 16
 """What one thread moves in one instruction at best."""
-SPARE_REGISTERS = 24
+SPARE_REGISTERS = 32
 """Addresses, indices and predicates of a thread, beside the values that a schedule counts."""
 L1_BYTES_PER_CLOCK = 128
-"""What a multiprocessor reads of L1 or shared memory in a clock, at best."""
+"""What a multiprocessor reads of L1 or shared memory in a clock at best: a line of L1."""
 LATENCY_CLOCKS = 800
 """From a load of device memory to its use, and a block's start: about, on all of them."""
 _SHARED_RESERVED = 1024
@@ -60,6 +60,8 @@ def resident_blocks(gpu: Gpu, threads: int, registers: int, shared: int) -> int:
         return 0
     warps = -(-threads // gpu.warp)
     a_warp = -(-registers // 8) * 8 * gpu.warp  # registers are handed out in eights
+    if a_warp * warps > gpu.registers_per_block:
+        return 0
     limits = [
         gpu.blocks_per_sm,
         gpu.threads_per_sm // (warps * gpu.warp),

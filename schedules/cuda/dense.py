@@ -127,7 +127,6 @@ class CudaDense:
             shape, lambda b, r, i, v: te.sum(part[kt, b, r, i, v], axis=[kt]), name="total"
         )
 
-
         def value(b: Any, r: Any, i: Any, lane: Any) -> Any:
             v = te.min(lane, g.vector_c - 1)
             ob, o = row(b, r, i) * g.vector_c // bo, row(b, r, i) * g.vector_c % bo + v

@@ -52,7 +52,7 @@ from tvmsep.schedules.depthwise import Depthwise
 if TYPE_CHECKING:
     from tvm import s_tir, tirx
 
-_UNROLLED = 2048
+_UNROLLED = 1024
 """Multiply-adds of a thread up to which all of them are written out; past it kernel rows loop."""
 
 
@@ -91,7 +91,9 @@ class _Shape:
         self.loads = span_w * (w.kh * self.tile_h if self.by_row else span_h)
         held = span_w * (self.tile_h if self.by_row else span_h) * self.vec
         words = 2 if w.dtype == "float16" else 1
-        self.registers = SPARE_REGISTERS + self.vec * (self.tile_h * self.tile_w + 1) + held // words
+        self.registers = (
+            SPARE_REGISTERS + self.vec * (self.tile_h * self.tile_w + 1) + held // words
+        )
         halo_h = (self.rows * self.tile_h - 1) * w.sh + (w.kh - 1) * w.dh + 1
         halo_w = (self.cols * self.tile_w - 1) * w.sw + (w.kw - 1) * w.dw + 1
         channels = self.lane_threads * self.block_threads * self.vec
@@ -180,9 +182,7 @@ class CudaDepthwise(Depthwise):
             ).astype(w.dtype),
             name="done",
         )
-        out = te.compute(
-            (w.n, w.out_blocks, w.oh, w.ow, b), lambda *axes: done(*axes), name="out"
-        )
+        out = te.compute((w.n, w.out_blocks, w.oh, w.ow, b), lambda *axes: done(*axes), name="out")
         return prim_func([x, wt, bias, res, out])
 
     def space(self, w: Workload, t: Target, threads: int) -> Space:
@@ -201,7 +201,7 @@ class CudaDepthwise(Depthwise):
                 return False
             if s.oh * s.ow > 1.5 * _up(w.oh, s.tile_h) * _up(w.ow, s.tile_w):
                 return False
-            if s.multiply_adds > 2 * _UNROLLED and (s.tile_h, s.tile_w) != (1, 1):
+            if s.multiply_adds > _UNROLLED and (s.tile_h, s.tile_w) != (1, 1):
                 return False
             return resident_blocks(gpu, s.threads, s.registers, s.shared_bytes) >= 2
 
@@ -221,8 +221,9 @@ class CudaDepthwise(Depthwise):
     def default(self, w: Workload, t: Target, threads: int) -> Config:
         """The tile without shared memory that a model of a multiprocessor finds quickest.
 
-        A wave of blocks takes as long as memory takes to answer; beyond that the slowest of
-        multiply-adds, L1 and device memory counts, for the busiest multiprocessor.
+        What counts is the slowest of multiply-adds, L1, device memory, and waiting for it, on the
+        busiest multiprocessor, and a part of the others, which never overlap wholly; and how long
+        one thread's instructions take, of which a warp starts one every other clock.
         """
         gpu = gpu_of(t)
         clock = gpu.clock_ghz * 1e9
@@ -232,16 +233,36 @@ class CudaDepthwise(Depthwise):
         def cost(c: Config) -> float:
             s = _Shape(w, c)
             resident = resident_blocks(gpu, s.threads, s.registers, 0)
-            waves = -(-s.blocks // (gpu.sms * resident))
+            waves = s.blocks / (gpu.sms * resident)
             share = -(-s.blocks // gpu.sms) * s.threads  # threads of the busiest multiprocessor
-            arithmetic = share * (s.multiply_adds + 4 * s.loads) / fp32_lanes(gpu)
-            delivered = share * s.vec * size * (s.loads + s.tile_h * s.tile_w) / L1_BYTES_PER_CLOCK
+            length = s.multiply_adds + 4 * s.loads
+            arithmetic = share * length / fp32_lanes(gpu)
+            delivered = share / gpu.warp * self._l1_clocks(w, s, gpu.warp)
             uneven = share * gpu.sms / s.total
-            return waves * LATENCY_CLOCKS + max(arithmetic, delivered, moved * uneven)
+            terms = (waves * LATENCY_CLOCKS, arithmetic, delivered, moved * uneven)
+            return 2 * length + max(terms) + sum(terms) / 4
 
         space = self.space(w, t, threads)
         flat = Space({**space.knobs, "stage": ("registers",), "rows": (1,), "cols": (1,)})
         return min((c for c in flat.configs() if c in space), key=cost)
+
+    @staticmethod
+    def _l1_clocks(w: Workload, s: _Shape, warp: int) -> float:
+        """Clocks in which L1 serves one warp: one for each line of 128 bytes that a load touches.
+
+        Threads of a warp lie `tile_w * sw` pixels apart; so a tall tile is cheaper than a wide one,
+        but where the channels of a pixel fill whole lines.
+        """
+        size = ITEM_BYTES[w.dtype]
+        near = min(warp, w.out_block // s.vec)  # threads that share a pixel
+        pixels, run = warp // near, near * s.vec * size
+        apart = s.tile_w * w.sw * w.out_block * size if s.vec * near == w.out_block else run
+        lines = (
+            min(pixels * max(apart, run), pixels * _up(run, L1_BYTES_PER_CLOCK))
+            / L1_BYTES_PER_CLOCK
+        )
+        weights = w.kh * w.kw * max(1.0, run / L1_BYTES_PER_CLOCK)
+        return s.loads * max(lines, 1.0) + s.tile_h * s.tile_w * max(lines / w.sw, 1.0) + weights
 
     def apply(self, sch: s_tir.Schedule, w: Workload, t: Target, c: Config) -> None:
         """The docstring's steps, in s_tir primitives."""
@@ -297,7 +318,7 @@ class CudaDepthwise(Depthwise):
         at, depth = (kh, 3) if shape.by_row else (thread, 2)  # 4.
         sch.compute_at(own, at, preserve_unit_loops=True)
         copy_vectors(sch, own, depth, shape.vec)
-        # The first tap's multiply-add takes the initial 0: once unrolled, its condition is constant.
+        # acc keeps its initialisation: the taps are unrolled, which makes its condition constant.
         sch.transform_layout(out, ("write", 0), lambda n, c, h, x, i: (n, c, h * w.ow + x, i))
 
 

@@ -1,4 +1,4 @@
-"""One vector of the output a thread: what needs no tile, because nothing is read twice or L1 has it.
+"""One vector of the output a thread: for what reads nothing twice, or finds it in L1.
 
 Pattern
     Any block `out` whose points are independent: `out[n, c, p, i]` from a few reads.
@@ -29,7 +29,7 @@ def flat_space(t: Target, lanes: int) -> Space:
 
 
 def flat_default(w: Workload, t: Target, lanes: int) -> Config:
-    """The longest vector that leaves every multiprocessor work, in blocks of 128 threads or fewer."""
+    """The longest vector that leaves every multiprocessor work, in blocks of two or four warps."""
     gpu, points = gpu_of(t), math.prod(w.out_shape)
     fills = gpu.sms * 2 * gpu.warp
     vec = next((v for v in widths(lanes) if points // v >= fills), 1)

@@ -121,7 +121,7 @@ class CudaFused:
         unroll(sch, sch.get_loops(mid)[-3:])
         *element, row, column = sch.get_loops(mid_acc)[-5:]
         sch.reorder(row, column, *element)
-        # The first tap's multiply-add takes the initial 0: once unrolled, its condition is constant.
+        # The first tap's multiply-add takes the initial 0: unrolled, its condition is constant.
         unroll(sch, (row, column, *element))
         sch.set_scope(taps, 0, "local")
         for stage in (taps, sch.cache_read(mid_acc, 1, "local")):

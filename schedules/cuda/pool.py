@@ -14,7 +14,13 @@ from typing import TYPE_CHECKING, Any
 
 from tvmsep.contracts import Config, Space, Target, Workload
 from tvmsep.schedules.common import divisors, prim_func
-from tvmsep.schedules.cuda.common import copy_vectors, gpu_of, thread_counts, unroll_all, vector_lanes
+from tvmsep.schedules.cuda.common import (
+    copy_vectors,
+    gpu_of,
+    thread_counts,
+    unroll_all,
+    vector_lanes,
+)
 from tvmsep.schedules.cuda.epilogue import calls, finish
 from tvmsep.schedules.cuda.flat import flat_apply, flat_default, flat_space
 from tvmsep.schedules.pool import LOWEST, Pool, mean

@@ -36,7 +36,7 @@ from tvmsep.contracts import Config, Workload
 from tvmsep.schedules.cuda.epilogue import finish
 
 if TYPE_CHECKING:
-    from tvm import s_tir, te, tirx
+    from tvm import s_tir, te
 
 Read = Callable[..., Any]
 
@@ -87,15 +87,16 @@ class Product:
             images: whether images of one pixel are taken for pixels of one image.
         """
         pixels = w.n if images else w.oh * w.ow
-        channels = w.out_blocks * w.out_block // w.groups if not taps else w.out_blocks * w.out_block
+        groups = 1 if taps else w.groups
+        channels = w.out_blocks * w.out_block // groups
         plain = w.in_block <= 1
         vector_c = lanes(w.out_block, w.dtype)
         vector_p = lanes(pixels, w.dtype) if w.out_block == 1 and not images else 1
         vector_k = lanes(depth if plain else w.in_block, w.dtype)
         along = "k" if not plain and vector_k > 1 else "p" if plain and not gathered else ""
-        groups = 1 if taps else w.groups
         return cls(
-            batch=groups if images else w.n * groups, groups=groups, channels=channels, pixels=pixels, depth=depth,
+            batch=groups if images else w.n * groups, groups=groups, channels=channels,
+            pixels=pixels, depth=depth,
             vector_c=vector_c, vector_p=vector_p, vector_k=vector_k,
             along="" if along == "p" and vector_p == 1 else along,
             k_first=w.in_block > vector_k, dtype=w.dtype, tap_reads=taps,
@@ -351,9 +352,7 @@ def _multiply(sch: s_tir.Schedule, g: Product, acc: Any) -> Any:
     return ro
 
 
-def _fetch(
-    sch: s_tir.Schedule, g: Product, t: Tiling, w: Workload, name: str, ro: Any
-) -> None:
+def _fetch(sch: s_tir.Schedule, g: Product, t: Tiling, w: Workload, name: str, ro: Any) -> None:
     """Step 2 for one operand: threads in turn take vectors, in the order in which memory has them.
 
     The stride from one thread's row to the next is made 16 bytes more than whole turns of the 32

@@ -15,7 +15,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import lru_cache
-from math import ceil
+from math import ceil, prod
 from typing import Any
 
 from tvmsep.contracts import Config, Gpu, Space, Target, Workload
@@ -34,9 +34,12 @@ _ASYNC = 80
 _L2_SPEED = 3
 _SERIAL = 0.15
 """How much of the faster flows shows beside the slowest."""
+_NEARLY = 1.3
+_TAP_REGISTERS = 184
+"""Estimate beyond which compilers spill where taps of several pixels are under way."""
 _MAX_THREADS = 256
 _WASTE = 1.34
-"""Multiply-adds computed over those needed; more only where the image has fewer pixels than that."""
+"""Multiply-adds computed over those needed; more only for the smallest blocks."""
 
 
 @dataclass(frozen=True)
@@ -96,7 +99,9 @@ def product_space(g: Product, w: Workload, t: Target) -> Space:
             "threads_p": threads_p,
             "threads_oc": threads_oc,
             "split_k": tuple(n for n in (1, 2, 4, 8) if n == 1 or n < g.steps),
-            "step_k": tuple(n for n in (1, 2, 4, 8, 16) if n <= 2 * g.steps and n * g.vector_k <= 32),
+            "step_k": tuple(
+                n for n in (1, 2, 4, 8, 16) if n <= 2 * g.steps and n * g.vector_k <= 32
+            ),
             "pipeline": pipelines,
         },
         lambda c: _valid(g, w, gpu, c),
@@ -140,22 +145,43 @@ def _valid(g: Product, w: Workload, gpu: Gpu, c: Mapping[str, Any]) -> bool:
     if rounds == 1 and t.pipeline != "none":
         return False
     n = need(g, t, w)
+    if g.tap_reads and n.registers > _TAP_REGISTERS:
+        return False
     return resident_blocks(gpu, n.threads, n.registers, n.shared) >= 1
 
 
-def default_config(g: Product, w: Workload, t: Target) -> Config:
-    """The tiling of least predicted time; of equals the one that needs the fewest registers."""
-    return _default(g, w, t)
-
-
 @lru_cache(maxsize=1024)
-def _default(g: Product, w: Workload, t: Target) -> Config:
+def default_config(g: Product, w: Workload, t: Target) -> Config:
+    """The tiling of least predicted time; of equals the one that needs the fewest registers.
+
+    Where the first operand is computed, which is done to spare memory, the tiling that fetches
+    least among those that are nearly as quick.
+    """
     gpu = gpu_of(t)
-    configs = product_space(g, w, t).configs()
-    return min(
-        (c for c in configs if c["pipeline"] != "async"),
-        key=lambda c: (predicted_clocks(g, w, gpu, Tiling.of(c)), need(g, Tiling.of(c), w).registers),
-    )
+    times = {
+        c: predicted_clocks(g, w, gpu, Tiling.of(c))
+        for c in product_space(g, w, t).configs()
+        if c["pipeline"] != "async"
+    }
+    limit = min(times.values()) * (_NEARLY if g.tap_reads else 1)
+
+    def rank(c: Config) -> tuple[float, ...]:
+        tiling = Tiling.of(c)
+        moved = block_bytes(g, w, tiling) * prod(tiling.grid(g)) if g.tap_reads else 0
+        return (moved, times[c], need(g, tiling, w).registers)
+
+    return min((c for c in times if times[c] <= limit), key=rank)
+
+
+def block_bytes(g: Product, w: Workload, t: Tiling) -> float:
+    """What one thread block fetches and writes of global memory, each byte once."""
+    span = t.tile_p * t.threads_p * g.vector_p
+    channels = t.tile_oc * t.threads_oc * g.vector_c
+    depth = t.rounds(g) * t.step_k * g.vector_k * t.split_k
+    # Under the taps of a run of pixels lie its own and those of `kh - 1` rows around it.
+    pixels = span * w.sh * w.sw + (w.kh - 1) * min(span * w.sw, w.iw) if g.tap_reads else span
+    written = span * channels * (2 if "add" in w.epilogue else 1)
+    return element_bytes(g.dtype) * ((pixels + channels) * depth + written)
 
 
 def predicted_clocks(g: Product, w: Workload, gpu: Gpu, t: Tiling) -> float:
@@ -179,16 +205,15 @@ def predicted_clocks(g: Product, w: Workload, gpu: Gpu, t: Tiling) -> float:
     reuse = gpu.warp / (pixels * wide + channels * gpu.warp / wide) * (pixels + channels)
     loads = loaded / min(reuse, 4.0) / L1_BYTES_PER_CLOCK
     spread = 4 * t.split_k * block_p * block_c * 2 / L1_BYTES_PER_CLOCK if t.split_k > 1 else 0
-    fetched = (block_p * max(1, g.tap_reads) + block_c) * depth * size
-    written = block_p * block_c * size * (2 if "add" in w.epilogue else 1)
+    near = block_p * depth * g.tap_reads * size / L1_BYTES_PER_CLOCK
     clock = gpu.clock_ghz * 1e9
-    l2 = (fetched + written) / (_L2_SPEED * gpu.bandwidth / clock / gpu.sms)
+    l2 = block_bytes(g, w, t) / (_L2_SPEED * gpu.bandwidth / clock / gpu.sms)
     taps = block_p * depth * g.tap_reads / fp32_lanes(gpu)
     memory = w.bytes_moved * size / 4 / gpu.bandwidth * clock
     # Independent instructions of all warps that are there hide the latency of each.
     warps = at_once * n.threads / gpu.warp
     fill = min(1.0, warps * min(pixels * channels, 16) ** 0.5 / 24)
-    flows = (share * (multiply + taps) / fill, share * loads / fill, share * l2, memory)
+    flows = (share * (multiply + taps) / fill, share * (loads + near) / fill, share * l2, memory)
     work = (1 - _SERIAL) * max(flows) + _SERIAL * sum(flows) + share * spread
     per_step = {"none": 1.0, "registers": 0.4, "shared": 0.7}.get(t.pipeline, 0.4)
     waits = waves * LATENCY_CLOCKS * (1 + per_step * (t.rounds(g) - 1) / max(1.0, at_once))

@@ -30,6 +30,9 @@ SESSION_S = 60.0
 """Asked of the server, so that a hung examination ends there too."""
 MIN_BURST_S = 1e-3
 BURSTS = 300
+BURSTS_S = 1.0
+"""Of all bursts together; an emulated device takes long for one, and gets `FEW_BURSTS` at least."""
+FEW_BURSTS = 9
 
 
 @dataclass(frozen=True)
@@ -191,4 +194,6 @@ def _run(library: Path, target: Target) -> Steadiness:
     _remote.upload(str(library), "peak.so")
     module = _remote.load_module("peak.so")
     flops = peak.measure(_remote, module, target)
-    return Steadiness(peak.bursts(_remote, module, target, flops, MIN_BURST_S, BURSTS), flops)
+    burst_s = max(MIN_BURST_S, peak.flop(target) / flops)
+    count = max(FEW_BURSTS, min(BURSTS, int(BURSTS_S / burst_s)))
+    return Steadiness(peak.bursts(_remote, module, target, flops, burst_s, count), flops)

@@ -10,6 +10,7 @@ import msgspec
 from tvmsep.api import Prepared, choose_configs, must_fit, read_trials
 from tvmsep.cli.table import print_table
 from tvmsep.compiler import emit
+from tvmsep.contracts.trial import EMULATED_NOTE, is_emulated
 from tvmsep.contracts.words import counted
 from tvmsep.graph import Plan
 from tvmsep.logs import chosen_by
@@ -87,6 +88,8 @@ def print_profile(profile: Profile, remark: str = "") -> None:
     )
     for line in gap_lines(profile):
         print(line)
+    if is_emulated(profile.cpu):
+        print(f"board {profile.board or 'local'} {EMULATED_NOTE}")
 
 
 def gap_lines(profile: Profile) -> list[str]:

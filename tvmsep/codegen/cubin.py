@@ -73,7 +73,10 @@ def kernel_resources(image: bytes, gpu: Gpu) -> tuple[KernelResources, ...]:
 
 def _read(image: bytes, gpu: Gpu) -> tuple[KernelResources, ...]:
     if image[:4] != b"\x7fELF":
-        raise CubinError("the device code is PTX: it uses what a driver makes of it")
+        raise CubinError(
+            "the device code is PTX, which a driver compiles for its device: build for a target "
+            "with machine code, as t4, to see what it uses"
+        )
     fields = _HEADER.unpack_from(image)
     if fields[2] != _CUDA_MACHINE:
         raise CubinError("the device code is no cubin: it was compiled for the emulator")

@@ -14,9 +14,6 @@ from tvmsep.contracts import Gpu
 if TYPE_CHECKING:
     from tvm import IRModule
 
-_VECTOR_BYTES = 16
-"""The widest load of a thread."""
-
 
 def check_limits(mod: IRModule, gpu: Gpu) -> None:
     """See that the kernels of a scheduled module fit the device.
@@ -29,7 +26,6 @@ def check_limits(mod: IRModule, gpu: Gpu) -> None:
     limits = {
         "max_threads_per_block": (gpu.threads_per_block, "threads a block"),
         "max_shared_memory_per_block": (gpu.shared_per_block, "bytes of shared memory a block"),
-        "max_vector_bytes": (_VECTOR_BYTES, "bytes at once"),
     }
     lowered = _lower(mod)
     for var, func in lowered.functions.items():

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 from tvmsep.codegen import compile_c, link_object, link_shared
 from tvmsep.codegen.cuda import building, device_object
 from tvmsep.compiler.fallback import schedule_rest
-from tvmsep.compiler.fallback_cuda import schedule_rest_cuda
+from tvmsep.compiler.fallback_cuda import legalise_scans, schedule_rest_cuda
 from tvmsep.compiler.unaligned import accept_unaligned_inputs
 from tvmsep.contracts import ModelError, Target
 
@@ -36,6 +36,8 @@ def lower(mod: IRModule, target: Target) -> IRModule:
         return tvm.transform.Sequential(list(passes))(m)
 
     with tvm.target.Target(target.tvm_dict()):
+        if target.gpu is not None:
+            mod = legalise_scans(mod)
         mod = run(mod, DispatchSortScan(), rt.LegalizeOps())
         _check_legal(mod)
         mod = run(mod, rt.AnnotateTIROpPattern(), rt.FuseOps(), rt.FuseTIR())

@@ -73,6 +73,58 @@ def schedule_rest_cuda(mod: IRModule, target: Target) -> IRModule:
     return mod
 
 
+def legalise_scans(mod: IRModule) -> IRModule:
+    """Cumulative sums and products become reductions, each element's over all before it.
+
+    TVM's own kernel of them reads shared memory that another thread writes, with no barrier
+    between. This one does half the square of the axis' length in additions, on all threads.
+    """
+    from tvm import te, tirx
+    from tvm.relax import transform as rt
+
+    def scan(builder: Any, call: Any) -> Any:
+        product, attrs = call.op.name == "relax.cumprod", call.attrs
+        reducer = te.comm_reducer(
+            (lambda a, b: a * b) if product else (lambda a, b: a + b),
+            lambda dtype: tirx.const(int(product), dtype),
+        )
+
+        def total(x: Any) -> Any:
+            shape, axis = list(x.shape), attrs.axis
+            flat = axis is None
+            at = 0 if flat else int(axis) % len(shape)
+            length = math.prod(map(int, shape)) if flat else shape[at]
+            step = te.reduce_axis((0, length), name="step")
+            dtype = str(attrs.dtype) if attrs.dtype else x.dtype
+
+            def element(*index: Any) -> Any:
+                place = [*index[:at], step, *index[at + 1 :]]
+                if flat:
+                    place = [*_unravel(step, [int(d) for d in shape])]
+                before = step < index[at] if attrs.exclusive else step <= index[at]
+                value = tirx.Select(
+                    before, x(*place).astype(dtype), tirx.const(int(product), dtype)
+                )
+                return reducer(value, axis=[step])
+
+            out = [length] if flat else shape
+            return te.compute(out, element, name="scan")
+
+        return builder.call_te(total, call.args[0])
+
+    rest = ["relax.sort", "relax.argsort", "relax.topk"]  # DispatchSortScan wants to see these
+    return rt.LegalizeOps({"relax.cumsum": scan, "relax.cumprod": scan}, rest)(mod)
+
+
+def _unravel(flat: Any, shape: list[int]) -> list[Any]:
+    """The index of a point in `shape` of its number."""
+    index = []
+    for size in reversed(shape):
+        index.append(flat % size)
+        flat = flat // size
+    return index[::-1]
+
+
 def exact_calls(func: tirx.PrimFunc) -> tirx.PrimFunc:
     """The function with its calls of mathematics made ones of CUDA's library, in float32."""
     import tvm_ffi

@@ -50,9 +50,14 @@ MODELLED = "model"
 UNMEASURED = ("replay", "null", MODELLED)
 """Names of boards that measure nothing: their trials never count among measured ones."""
 EMULATED = "emulated"
-"""What the CPU of a trial begins with where a device was emulated: its times say nothing about
-speed."""
+"""What the CPU of a trial begins with where a device was emulated."""
+EMULATED_NOTE = "is emulated: its times say nothing about speed"
 Phase = Literal["search", "final", "network"]
+
+
+def is_emulated(cpu: str) -> bool:
+    """Whether what a board says it is was emulated."""
+    return cpu.lower().startswith(EMULATED)
 
 
 def robust_mean(times_s: Sequence[float]) -> float:
@@ -102,7 +107,7 @@ class Trial(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
     @property
     def emulated(self) -> bool:
         """Whether the device was emulated: what was measured says nothing about speed."""
-        return self.cpu.lower().startswith(EMULATED)
+        return is_emulated(self.cpu)
 
     @property
     def quarantined(self) -> bool:

@@ -6,7 +6,7 @@ code is the CPU's, so nothing is learnt about speed.
 """
 
 from tvmsep.emulator.build import CHECK, compile_source
-from tvmsep.emulator.driver import activate, stand_in
+from tvmsep.emulator.driver import activate, reset, stand_in
 from tvmsep.emulator.program import LaunchError, Program
 from tvmsep.emulator.source import EmulatorError, kernels
 
@@ -18,5 +18,6 @@ __all__ = [
     "activate",
     "compile_source",
     "kernels",
+    "reset",
     "stand_in",
 ]

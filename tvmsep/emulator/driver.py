@@ -11,6 +11,7 @@ from tvmsep.emulator.build import cached, link, native, parts_object
 from tvmsep.emulator.source import EmulatorError
 
 DRIVER, RUNTIME = "libcuda.so.1", "libcudart.so.13"
+TVM_RUNTIME = "libtvm_runtime_cuda.so"
 
 
 def stand_in() -> Path:
@@ -27,16 +28,30 @@ def stand_in() -> Path:
 
 
 def activate() -> None:
-    """Make TVM see a CUDA device in this process, which must not have imported TVM yet.
+    """Make TVM see a CUDA device in this process, whether or not it has imported TVM.
 
     Raises:
-        EmulatorError: TVM is imported already.
+        EmulatorError: they cannot be compiled or kept, or NVIDIA's own libraries are loaded.
+        LinkError: there is no compiler.
     """
-    if "tvm" in sys.modules:
-        raise EmulatorError("activate() comes too late: TVM looked for a CUDA device when imported")
     folder = stand_in()
     for name in (DRIVER, RUNTIME):
         ctypes.CDLL(str(folder / name), mode=os.RTLD_NOW | os.RTLD_GLOBAL)
+    if "tvm" not in sys.modules:
+        return  # its import finds them
+    import tvm
+    from tvm.base import _LOADED_LIBS
+
+    if "tvm_runtime_cuda" not in _LOADED_LIBS:
+        beside = Path(_LOADED_LIBS["tvm_runtime"]._name).resolve().with_name(TVM_RUNTIME)
+        _LOADED_LIBS["tvm_runtime_cuda"] = ctypes.CDLL(str(beside), mode=os.RTLD_LOCAL)
+    if not tvm.cuda(0).exist or not tvm.cuda(0).device_name.startswith("emulated"):
+        raise EmulatorError("this process uses NVIDIA's libraries: emulate in another")
+
+
+def reset() -> None:
+    """Forget a kernel's fault, which every call after it answers, as a new process would."""
+    ctypes.CDLL(DRIVER).emu_reset()
 
 
 def _make(out: Path) -> None:

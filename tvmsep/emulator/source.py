@@ -11,8 +11,13 @@ _KERNEL = re.compile(
     r'extern "C" __global__ void\s*(?:__launch_bounds__\((\d+)[^)]*\)\s*)?(\w+)\s*\('
 )
 _DYNAMIC = re.compile(r"extern __shared__\s+(?:__align__\(\d+\)\s*)?(\w[\w ]*?)\s+(\w+)\s*\[\s*\]")
+_SHARED = re.compile(r"__shared__\s+(?:alignas\(\d+\)\s*)?(\w[\w ]*?)\s+(\w+)\s*\[(\d+)\]\s*;")
 _NARROW = re.compile(r"\b(?:signed char|unsigned char|uchar|char|bool|u?int8_t)\s*\*")
 _HALF = re.compile(r"\b(?:half|__half|u?short)\b")
+_ASSEMBLY = re.compile(
+    r'\b(?:asm volatile|__asm__ __volatile__)\s*(\((?:[^;"]|"(?:[^"\\]|\\.)*")*\)\s*;)'
+)
+_OPERAND = re.compile(r'"[rln]"\(([^()]*)\)')
 
 
 class EmulatorError(TvmsepError):
@@ -41,25 +46,42 @@ def translate(source: str) -> str:
     dynamic shared memory is asked from the runtime.
 
     Raises:
-        EmulatorError: the source defines no kernel.
+        EmulatorError: the source defines no kernel, or has assembly that is not known here.
     """
+    source = _ASSEMBLY.sub(lambda m: _call(m[1]), source)
     found = _bodies(source)
     if not found:
         raise EmulatorError('no kernel in the CUDA source: `extern "C" __global__` is missing')
     parts, end = ['#include "tvmsep_cuda.h"\n'], 0
     for kernel, start, stop in found:
+        # Bytes, because constructors of shared variables are not run on a device either.
         place = f'static __attribute__((used, section("emu_shared_{kernel.name}"), aligned(64)))'
+        room = rf"{place} char \2_room[sizeof(\1) * \3]; \1* const \2 = (\1*)\2_room;"
         body = _DYNAMIC.sub(r"\1* const \2 = (\1*)emu_dynamic_shared()", source[start:stop])
-        parts += [source[end:start], re.sub(r"\b__shared__\b", place, body)]
+        parts += [source[end:start], _SHARED.sub(room, body)]
         end = stop
     parts += [source[end:], _table([k for k, _, _ in found])]
     return "".join(parts)
 
 
+def _call(assembly: str) -> str:
+    """What stands for a statement of assembly: of PTX, only asynchronous copies are known."""
+    wait = re.search(r"cp\.async\.wait_group (\d+)", assembly)
+    if wait:
+        return f"emu_async_wait({wait[1]});"
+    if "cp.async.commit_group" in assembly:
+        return "emu_async_commit();"
+    operands = _OPERAND.findall(assembly)
+    if "cp.async.c" in assembly and len(operands) >= 3:
+        predicate = operands[3] if len(operands) > 3 else "1"
+        return f"emu_async_copy({', '.join(operands[:3])}, {predicate});"
+    raise EmulatorError(f"the emulator does not know this assembly: {assembly.strip()[:200]}")
+
+
 def _bodies(source: str) -> list[tuple[Kernel, int, int]]:
     """Kernels, and where each begins and ends; declarations count to the one before."""
     starts = [m for m in _KERNEL.finditer(source) if _defines(source, m.end())]
-    ends = [m.start() for m in starts[1:]] + [len(source)]
+    ends = [*(m.start() for m in starts), len(source)][1:]
     found = []
     for match, end in zip(starts, ends, strict=True):
         text = source[match.start() : end]

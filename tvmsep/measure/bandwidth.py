@@ -49,8 +49,11 @@ class Bandwidth:
 def levels(t: Target, threads: int) -> list[Level]:
     """The levels, the fastest first: half a cache is measured, and four times the last one."""
     if t.gpu is not None:
-        last = Level(ceiling.LAST_LEVEL, t.gpu.l2_bytes, t.gpu.l2_bytes // 2)
-        return [last, Level(ceiling.MEMORY, float("inf"), max(4 * t.gpu.l2_bytes, 32 << 20))]
+        near, far = (ceiling.buffer_bytes(t.gpu, n) for n in (ceiling.LAST_LEVEL, ceiling.MEMORY))
+        return [
+            Level(ceiling.LAST_LEVEL, t.gpu.l2_bytes, near),
+            Level(ceiling.MEMORY, float("inf"), far),
+        ]
     private = threads * t.l2_bytes
     found = [Level("L2", private, t.l2_bytes // 2)]
     last = private

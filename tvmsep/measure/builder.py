@@ -40,7 +40,10 @@ def _object(mod: IRModule | tirx.PrimFunc, target: Target, out: Path) -> None:
     """Compile to an object file that appears complete or not at all."""
     import tvm
 
-    lib = tvm.tirx.build(mod, tvm.target.Target(target.tvm_dict()))
+    from tvmsep.codegen.cuda import building
+
+    with building(target):
+        lib = tvm.tirx.build(mod, tvm.target.Target(target.tvm_dict()))
     handle, name = tempfile.mkstemp(dir=out.parent, suffix=".o")
     os.close(handle)
     lib.write_to_file(name, "o")
@@ -112,8 +115,10 @@ def _link_for_device(func: tirx.PrimFunc, target: Target, outdir: Path) -> Built
     import tvm
 
     from tvmsep.codegen import link_shared
+    from tvmsep.codegen.cuda import building
 
-    lib = tvm.tirx.build(func, tvm.target.Target(target.tvm_dict()))
+    with building(target):
+        lib = tvm.tirx.build(func, tvm.target.Target(target.tvm_dict()))
     with tempfile.TemporaryDirectory(dir=outdir) as name:
         objects = objects_of(lib, target, Path(name))
         digest = hashlib.sha256(b"".join(o.read_bytes() for o in objects))
@@ -137,8 +142,8 @@ def build_candidate(task: Task, target: Target, config: Config, outdir: Path) ->
     from tvmsep.codegen.nvrtc import DeviceCodeRefused
 
     template = task.template.partition("@")[0]
-    func = kernel(task.workload, target, template, config, name=harness.KERNEL)
     try:
+        func = kernel(task.workload, target, template, config, name=harness.KERNEL)
         return link_candidate(func, task, target, outdir)
     except DeviceCodeRefused as exc:
         return Failed("compile_error", shorten(str(exc)))

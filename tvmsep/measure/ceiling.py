@@ -54,9 +54,14 @@ def flop(gpu: Gpu) -> float:
     return 2.0 * _STEPS * shapes(gpu, PEAK)[0][0] * _CHAINS
 
 
+def buffer_bytes(gpu: Gpu, level: str) -> int:
+    """Of what a level's kernel reads."""
+    return 16 * _vectors(gpu, level)
+
+
 def moved_bytes(gpu: Gpu, name: str) -> float:
     """By one launch of another kernel: read, and for the memory written too."""
-    size = 16.0 * _vectors(gpu, name)
+    size = float(buffer_bytes(gpu, name))
     return 2 * size if name == MEMORY else blocks(gpu) * size
 
 

@@ -7,7 +7,7 @@ from typing import Any
 import msgspec
 
 from tvmsep.contracts import BoardError, Failure, Gpu, Target
-from tvmsep.contracts.trial import EMULATED
+from tvmsep.contracts.trial import is_emulated
 
 LIBRARIES = ("libcuda.so.1", "libcudart.so.13")
 """What TVM's CUDA runtime needs on the board: NVIDIA's driver and CUDA 13's runtime."""
@@ -49,7 +49,7 @@ class Device(msgspec.Struct, frozen=True, kw_only=True):
     @property
     def emulated(self) -> bool:
         """Whether a CPU stands in for it, so that its times say nothing."""
-        return self.name.lower().startswith(EMULATED)
+        return is_emulated(self.name)
 
     @property
     def label(self) -> str:
@@ -95,8 +95,12 @@ def find(remote: Any) -> Device:
 
 
 def misfit(device: Device, gpu: Gpu, target: str) -> str:
-    """Why a target's kernels do not run on a device, or ""; machine code is for one capability."""
-    if device.capability == gpu.compute_capability:
+    """Why a target's kernels are not to be measured on a device, or "".
+
+    Machine code is tuned for one compute capability, PTX runs on newer ones too.
+    """
+    wanted = gpu.compute_capability
+    if device.capability == wanted or gpu.ptx and device.capability > wanted:
         return ""
     return (
         f"target {target} is for {gpu.arch}, the board's {device.name} has compute capability "

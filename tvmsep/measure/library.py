@@ -39,8 +39,10 @@ def build_library(mod: IRModule | tirx.PrimFunc, t: Target, out: Path) -> Path:
     import tvm
 
     from tvmsep.codegen import link_shared
+    from tvmsep.codegen.cuda import building
 
-    lib = tvm.tirx.build(mod, tvm.target.Target(t.tvm_dict()))
+    with building(t):
+        lib = tvm.tirx.build(mod, tvm.target.Target(t.tvm_dict()))
     with tempfile.TemporaryDirectory(dir=out.parent) as name:
         linked = Path(name) / out.name
         link_shared(objects_of(lib, t, Path(name)), linked, t)

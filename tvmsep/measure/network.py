@@ -194,7 +194,7 @@ class OnBoardNetwork:
         steps = self._job.marks[variant]
         found = np.zeros((len(steps), RUNS))
         np.add.at(found, columns(who[0].tolist(), steps), times[WARM_RUNS:].T)
-        return found.T
+        return found.T.round(9)
 
     def time_whole(self) -> Array:
         """Seconds of each of `RUNS` runs of the network without readings: `[RUNS]`."""

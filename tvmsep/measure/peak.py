@@ -50,18 +50,19 @@ def measure(remote: Any, module: Any, t: Target) -> float:
     """FLOP/s of one core, from the compiled kernel on a board."""
     if t.gpu is not None:
         return ceiling.flop(t.gpu) / min(ceiling.seconds(remote, module, t.gpu, SYMBOL))
-    return _flop(t) / min(_time(remote, module, t, 5, _REPEATS))
+    return flop(t) / min(_time(remote, module, t, 5, _REPEATS))
 
 
 def bursts(
     remote: Any, module: Any, t: Target, flops: float, burst_s: float, repeats: int
 ) -> tuple[float, ...]:
     """Seconds of equal pieces of work of about `burst_s` each, one after the other."""
-    number = max(1, round(burst_s * flops / _flop(t)))
+    number = max(1, round(burst_s * flops / flop(t)))
     return tuple(s * number for s in _time(remote, module, t, number, repeats))
 
 
-def _flop(t: Target) -> float:
+def flop(t: Target) -> float:
+    """Of one call of the kernel."""
     if t.gpu is not None:
         return ceiling.flop(t.gpu)
     return 2.0 * _accumulators(t) * t.lanes * _STEPS

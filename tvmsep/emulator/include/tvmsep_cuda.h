@@ -37,6 +37,9 @@ __attribute__((convergent)) unsigned emu_active_mask(void);
 __attribute__((convergent)) void emu_warp_barrier(unsigned mask);
 __attribute__((convergent)) unsigned long emu_exchange(int kind, unsigned mask, unsigned long value,
                                                        int lane, int width);
+void emu_async_copy(unsigned to, const void* from, unsigned bytes, int predicate);
+void emu_async_commit(void);
+void emu_async_wait(unsigned newest);
 
 float expf(float), exp2f(float), exp10f(float), logf(float), log2f(float), log10f(float);
 float log1pf(float), powf(float, float), sqrtf(float), sinf(float), cosf(float), tanf(float);
@@ -146,6 +149,8 @@ EMU_ATOMIC(unsigned)
 EMU_ATOMIC(unsigned long long)
 #undef EMU_ATOMIC
 inline float atomicAdd(float* p, float v) { return __atomic_fetch_add(p, v, __ATOMIC_RELAXED); }
+
+inline unsigned __cvta_generic_to_shared(const void* p) { return (unsigned)(size_t)p; }
 
 // --- arithmetic ----------------------------------------------------------------------------------
 

@@ -35,5 +35,6 @@ EXPORT int emu_copy(void* to, const void* from, size_t bytes, int to_device, int
 EXPORT void emu_memory(size_t* free_bytes, size_t* total);
 // The error of a kernel that went wrong: every later call answers it, as after a device's fault.
 EXPORT int emu_sticky(void);
+EXPORT void emu_reset(void);
 EXPORT const char* emu_error_name(int code, int driver);
 EXPORT const char* emu_error_text(int code);

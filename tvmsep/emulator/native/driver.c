@@ -83,6 +83,7 @@ static int fail(int code, const char* kind, const char* detail) {
 }
 
 int emu_sticky(void) { return sticky; }
+void emu_reset(void) { sticky = 0, why[0] = 0; }
 
 // --- the device ----------------------------------------------------------------------------------
 

@@ -81,3 +81,4 @@ _Noreturn void emu_fail(int status, const char* format, ...);
 // In check.c, or empty in a library without checks.
 void emu_check_begin(void);
 void emu_check_end(void);
+void emu_check_access(const void* address, size_t bytes, int write);

@@ -102,6 +102,58 @@ void emu_warp_barrier(uint32_t mask) { emu_exchange(WARP_BARRIER, mask, 0, 0, 32
 
 uint32_t emu_active_mask(void) { return (uint32_t)emu_exchange(ACTIVE, 0, 0, 0, 32); }
 
+// --- copies that a thread starts and later waits for -----------------------------------------------
+
+#define MAX_COPIES 256
+
+typedef struct {
+  char* to;
+  const char* from;
+  uint32_t bytes, group;
+} async_copy;
+
+static struct {
+  uint32_t n, groups;  // copies under way; groups committed
+  async_copy copies[MAX_COPIES];
+} under_way[EMU_MAX_THREADS];
+
+// The shared memory that an address of 32 bits, as assembly takes them, stands for.
+static char* shared_at(uint32_t address) {
+  char* base = emu_now.kernel->shared;
+  size_t offset = address - (uint32_t)(uintptr_t)base;
+  if (base && offset < (size_t)(emu_now.kernel->shared_end - base)) return base + offset;
+  return emu_now.dynamic + (address - (uint32_t)(uintptr_t)emu_now.dynamic);
+}
+
+void emu_async_copy(uint32_t to, const void* from, uint32_t bytes, int predicate) {
+  uint32_t me = emu_current->number, n = under_way[me].n;
+  if (n == MAX_COPIES) emu_fail(EMU_BAD_LAUNCH, "over %d asynchronous copies", MAX_COPIES);
+  char* place = shared_at(to);
+  // The hardware may write at any time from now on, and has when the thread has waited.
+  emu_check_access(place, bytes, 1);
+  if (predicate) emu_check_access(from, bytes, 0);
+  under_way[me].copies[n] =
+      (async_copy){place, predicate ? from : NULL, bytes, under_way[me].groups};
+  under_way[me].n++;
+}
+
+void emu_async_commit(void) { under_way[emu_current->number].groups++; }
+
+void emu_async_wait(uint32_t newest) {
+  uint32_t me = emu_current->number, kept = 0;
+  for (uint32_t i = 0; i < under_way[me].n; i++) {
+    async_copy c = under_way[me].copies[i];
+    if (c.group + newest >= under_way[me].groups) {
+      under_way[me].copies[kept++] = c;
+      continue;
+    }
+    emu_check_access(c.to, c.bytes, 1);
+    if (c.from) memcpy(c.to, c.from, c.bytes);
+    else memset(c.to, 0, c.bytes);
+  }
+  under_way[me].n = kept;
+}
+
 // --- the scheduler -------------------------------------------------------------------------------
 
 static void fiber_main(void) {
@@ -219,7 +271,10 @@ static int settle_warp(emu_thread* warp, uint32_t lanes) {
 }
 
 static void run_block(void) {
-  for (uint32_t i = 0; i < n_threads; i++) threads[i].state = FRESH, threads[i].warp_epoch = 0;
+  for (uint32_t i = 0; i < n_threads; i++) {
+    threads[i].state = FRESH, threads[i].warp_epoch = 0;
+    under_way[i].n = under_way[i].groups = 0;
+  }
   for (;;) {
     choose_order();
     for (int again = 1; again;) {
