@@ -39,8 +39,12 @@ def draw(*shape: int, dtype: str = "float32") -> Array:
 
 CASES: dict[str, tuple[Callable[..., Any], Callable[..., Array], list[Array]]] = {
     "softmax": (lambda op, a: op.nn.softmax(a, -1), softmax, [draw(1, 1000)]),
-    "softmax of few": (lambda op, a: op.nn.softmax(a, 1), lambda a: softmax(a, 1), [draw(1, 99, 3, 5)]),
-    "softmax of many": (lambda op, a: op.nn.softmax(a, 1), lambda a: softmax(a, 1), [draw(1, 5, 50, 50)]),
+    "softmax of few": (
+        lambda op, a: op.nn.softmax(a, 1), lambda a: softmax(a, 1), [draw(1, 99, 3, 5)],
+    ),
+    "softmax of many": (
+        lambda op, a: op.nn.softmax(a, 1), lambda a: softmax(a, 1), [draw(1, 5, 50, 50)],
+    ),
     "log softmax": (
         lambda op, a: op.nn.log_softmax(a, -1), lambda a: np.log(softmax(a)), [draw(4, 300)],
     ),
@@ -52,28 +56,43 @@ CASES: dict[str, tuple[Callable[..., Any], Callable[..., Array], list[Array]]] =
         lambda op, a, b: op.concat([a, b], 1), lambda a, b: np.concatenate([a, b], 1),
         [draw(1, 3, 9, 9), draw(1, 5, 9, 9)],
     ),
-    "mean of an image": (lambda op, a: op.mean(a, [2, 3]), lambda a: a.mean((2, 3)), [draw(1, 6, 57, 57)]),
+    "mean of an image": (
+        lambda op, a: op.mean(a, [2, 3]), lambda a: a.mean((2, 3)), [draw(1, 6, 57, 57)],
+    ),
     "mean of all": (lambda op, a: op.mean(a), lambda a: a.mean(), [draw(1, 96, 7, 7)]),
     "sum across": (lambda op, a: op.sum(a, [0, 2]), lambda a: a.sum((0, 2)), [draw(5, 6, 70, 3)]),
     "maximum": (lambda op, a: op.max(a, [1]), lambda a: a.max(1), [draw(1, 130, 7, 7)]),
     "argmax": (lambda op, a: op.argmax(a, 1), lambda a: a.argmax(1), [draw(3, 1000)]),
     "argmax of a map": (lambda op, a: op.argmax(a, 1), lambda a: a.argmax(1), [draw(1, 5, 50, 50)]),
     "product": (lambda op, a, b: op.matmul(a, b), np.matmul, [draw(2, 33, 70), draw(2, 70, 40)]),
-    "layer norm": (lambda op, a, s, b: op.nn.layer_norm(a, s, b, [-1]), normed, [draw(1, 19, 64), draw(64), draw(64)]),
+    "layer norm": (
+        lambda op, a, s, b: op.nn.layer_norm(a, s, b, [-1]), normed,
+        [draw(1, 19, 64), draw(64), draw(64)],
+    ),
     "gelu": (lambda op, a: op.nn.gelu(a), gelu, [draw(1, 19, 64)]),
     "functions": (
         lambda op, a: op.sin(op.log(op.exp(op.tanh(op.sigmoid(a))))),
         lambda a: np.sin(np.tanh(1 / (1 + np.exp(-a)))), [draw(1, 19, 64)],
     ),
-    "halves": (lambda op, a: op.nn.softmax(op.nn.gelu(a), -1), lambda a: softmax(gelu(a)), [draw(1, 500, dtype="float16")]),
+    "halves": (
+        lambda op, a: op.nn.softmax(op.nn.gelu(a), -1), lambda a: softmax(gelu(a)),
+        [draw(1, 500, dtype="float16")],
+    ),
     "sums so far": (lambda op, a: op.cumsum(a, 1), lambda a: a.cumsum(1), [draw(2, 700)]),
     "products so far": (lambda op, a: op.cumprod(a, 0), lambda a: a.cumprod(0), [draw(9, 3)]),
     "sums before, of all": (
-        lambda op, a: op.cumsum(a, exclusive=True), lambda a: a.cumsum() - a.reshape(-1), [draw(4, 3, 5)],
+        lambda op, a: op.cumsum(a, exclusive=True), lambda a: a.cumsum() - a.reshape(-1),
+        [draw(4, 3, 5)],
     ),
-    "the largest": (lambda op, a: op.topk(a, 5, ret_type="values"), lambda a: -np.sort(-a)[:, :5], [draw(1, 300)]),
+    "the largest": (
+        lambda op, a: op.topk(a, 5, ret_type="values"), lambda a: -np.sort(-a)[:, :5],
+        [draw(1, 300)],
+    ),
     "one number": (lambda op, a: op.add(a, a), lambda a: a + a, [draw()]),
-    "condition": (lambda op, a: op.astype(op.greater(a, op.negative(a)), "int64"), lambda a: a > -a, [draw(3, 5)]),
+    "condition": (
+        lambda op, a: op.astype(op.greater(a, op.negative(a)), "int64"), lambda a: a > -a,
+        [draw(3, 5)],
+    ),
 }  # fmt: skip
 
 
