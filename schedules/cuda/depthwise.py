@@ -25,6 +25,7 @@ Why it is fast
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
@@ -189,6 +190,8 @@ class CudaDepthwise(Depthwise):
         """Tiles that fit a thread's registers, blocks of which two fit a multiprocessor."""
         gpu = gpu_of(t)
         lanes = vector_lanes(w, w.out_block)
+        if w.oc != w.ic or w.in_block != w.out_block:
+            lanes = math.gcd(lanes, 4)  # TVM cannot write indices as vectors of eight
 
         def valid(c: Mapping[str, Any]) -> bool:
             flat = c["stage"] == "registers"
