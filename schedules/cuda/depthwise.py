@@ -26,6 +26,7 @@ Why it is fast
 from __future__ import annotations
 
 import math
+
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
@@ -59,6 +60,16 @@ _UNROLLED = 1024
 
 def _up(n: int, by: int) -> int:
     return -(-n // by) * by
+
+
+def _lanes(w: Workload) -> int:
+    """A thread's channels at most; four where several outputs share an input, which is a gather.
+
+    Its indices would be vectors of eight integers, which TVM writes as no CUDA C.
+    """
+    lanes = vector_lanes(w, w.out_block)
+    own = w.oc == w.ic and w.in_block == w.out_block
+    return lanes if own else math.gcd(lanes, 4)
 
 
 class _Shape:
@@ -189,9 +200,7 @@ class CudaDepthwise(Depthwise):
     def space(self, w: Workload, t: Target, threads: int) -> Space:
         """Tiles that fit a thread's registers, blocks of which two fit a multiprocessor."""
         gpu = gpu_of(t)
-        lanes = vector_lanes(w, w.out_block)
-        if w.oc != w.ic or w.in_block != w.out_block:
-            lanes = math.gcd(lanes, 4)  # TVM cannot write indices as vectors of eight
+        lanes = _lanes(w)
 
         def valid(c: Mapping[str, Any]) -> bool:
             flat = c["stage"] == "registers"

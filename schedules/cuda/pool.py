@@ -122,9 +122,9 @@ class CudaPool(Pool):
     def _global(self, sch: s_tir.Schedule, w: Workload, c: Config) -> None:
         """2."""
         acc, out = sch.get_sblock("acc"), sch.get_sblock("out")
-        across = max(divisors(w.in_block, 32))
-        # A power of two, or TVM adds up without the barriers that its tree of sums needs.
-        down = 1 << (c.int("threads") // across).bit_length() - 1
+        pixels, across = w.ih * w.iw, max(divisors(w.in_block, 32))
+        # A power of two: of other numbers TVM adds up the last warp's without a barrier.
+        down = 1 << min(c.int("threads") // across, pixels).bit_length() - 1
         n, cb, p, i = sch.get_loops(out)
         io, ii = sch.split(i, [None, across])
         sch.reorder(n, cb, p, io, ii)
