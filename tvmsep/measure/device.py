@@ -9,11 +9,9 @@ import msgspec
 from tvmsep.contracts import BoardError, Failure, Gpu, Target
 from tvmsep.contracts.trial import is_emulated
 
-LIBRARIES = ("libcuda.so.1", "libcudart.so.13")
-"""What TVM's CUDA runtime needs on the board: NVIDIA's driver and CUDA 13's runtime."""
 ADVICE = (
     "its TVM needs NVIDIA's driver 580 or newer (libcuda.so.1) and CUDA 13's runtime "
-    "(libcudart.so.13), on the library path when the server starts"
+    "(libcudart.so.13: `pip install 'tvmsep[cuda-run]'` there brings it)"
 )
 
 _FAULTS: dict[Failure, tuple[str, ...]] = {
