@@ -25,6 +25,7 @@ Why it is fast
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
@@ -58,6 +59,15 @@ _UNROLLED = 1024
 
 def _up(n: int, by: int) -> int:
     return -(-n // by) * by
+
+
+def _lanes(w: Workload) -> int:
+    """A thread's channels at most; of eight inputs that each serve several outputs TVM would gather.
+
+    The indices would be vectors of eight integers, which TVM writes as no CUDA C.
+    """
+    lanes = vector_lanes(w, w.out_block)
+    return lanes if w.oc == w.ic else math.gcd(lanes, 4)
 
 
 class _Shape:
@@ -188,7 +198,7 @@ class CudaDepthwise(Depthwise):
     def space(self, w: Workload, t: Target, threads: int) -> Space:
         """Tiles that fit a thread's registers, blocks of which two fit a multiprocessor."""
         gpu = gpu_of(t)
-        lanes = vector_lanes(w, w.out_block)
+        lanes = _lanes(w)
 
         def valid(c: Mapping[str, Any]) -> bool:
             flat = c["stage"] == "registers"
