@@ -174,7 +174,7 @@ def test_a_board_without_the_targets_device_is_refused(target: Target) -> None:
             farm.connect()
         patch.setenv("TVMSEP_CUDA_COMPILER", "nvrtc")
         patch.setenv("LD_LIBRARY_PATH", "")
-        with Farm(target, builders=0) as farm, pytest.raises(BoardError, match="no .*CUDA|CUDA"):
+        with Farm(target, builders=0) as farm, pytest.raises(BoardError, match="580"):
             farm.connect()
     orin = Device(name="Orin", capability=87, runtime=13000, sms=16, memory_bytes=1, free_bytes=1)
     assert misfit(orin, target.gpu, target.name) and not orin.emulated

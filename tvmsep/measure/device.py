@@ -10,7 +10,7 @@ from tvmsep.contracts import BoardError, Failure, Gpu, Target
 from tvmsep.contracts.trial import is_emulated
 
 ADVICE = (
-    "its TVM needs NVIDIA's driver 580 or newer (libcuda.so.1) and CUDA 13's runtime "
+    "it needs NVIDIA's driver 580 or newer (libcuda.so.1) and CUDA 13's runtime "
     "(libcudart.so.13: `pip install 'tvmsep[cuda-run]'` there brings it)"
 )
 
@@ -73,7 +73,7 @@ def find(remote: Any) -> Device:
         words = str(error).strip().splitlines() or [type(error).__name__]
         raise BoardError(f"the board has no CUDA: {words[-1]}; {ADVICE}") from error
     if not exists:
-        raise BoardError("the board's CUDA has no device: `nvidia-smi` there says why")
+        raise BoardError(f"the board has no CUDA device that TVM can use: {ADVICE}")
 
     def ask(name: str) -> int:
         try:
