@@ -65,8 +65,12 @@ class CudaUnpack(Unpack):
         return flat_default(w, t, vector_lanes(w, w.in_block, w.oc))
 
     def apply(self, sch: s_tir.Schedule, w: Workload, t: Target, c: Config) -> None:
-        """Neighbouring threads take neighbouring pixels, and of each a vector of channels."""
-        flat_apply(sch, (0, 1, 2), 1, c, whole=(0,))
+        """Neighbouring threads take neighbouring pixels, and of each a vector of channels.
+
+        Of a part of a block TVM cannot show that its channels lie together: they are read singly.
+        """
+        block = c["vec"] == w.in_block
+        flat_apply(sch, (0, 1, 2), 1, c, whole=(0,) if block else (), scalar=not block)
 
 
 PACK = CudaPack()

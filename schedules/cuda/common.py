@@ -49,6 +49,10 @@ def vector_lanes(w: Workload, *blocks: int) -> int:
 def resident_blocks(gpu: Gpu, threads: int, registers: int, shared: int) -> int:
     """Blocks of a kernel that one multiprocessor holds at a time; 0 if not even one fits.
 
+    By the rules of NVIDIA's occupancy calculator: a warp takes registers in steps of 256, warps
+    get them in fours, shared memory is given out in steps, and from compute capability 8.0 the
+    driver takes 1 KiB of a block's.
+
     Args:
         gpu: the device.
         threads: of a block.
@@ -59,16 +63,18 @@ def resident_blocks(gpu: Gpu, threads: int, registers: int, shared: int) -> int:
     if too_many or shared > gpu.shared_per_block:
         return 0
     warps = -(-threads // gpu.warp)
-    a_warp = -(-registers // 8) * 8 * gpu.warp  # registers are handed out in eights
-    if a_warp * warps > gpu.registers_per_block:
+    a_warp = max(256, -(-registers * gpu.warp // 256) * 256)
+    if a_warp * -(-warps // 4) * 4 > gpu.registers_per_block:
         return 0
     limits = [
         gpu.blocks_per_sm,
-        gpu.threads_per_sm // (warps * gpu.warp),
-        gpu.registers_per_sm // (a_warp * warps),
+        gpu.threads_per_sm // gpu.warp // warps,
+        # Of four partitions, each with a quarter of the registers.
+        gpu.registers_per_sm // 4 // a_warp * 4 // warps,
     ]
-    if shared:
-        limits.append(gpu.shared_per_sm // (shared + _SHARED_RESERVED))
+    step, reserved = (128, _SHARED_RESERVED) if gpu.compute_capability >= 80 else (256, 0)
+    if shared or reserved:
+        limits.append(gpu.shared_per_sm // (-(-(shared + reserved) // step) * step))
     return min(limits)
 
 

@@ -25,6 +25,7 @@ Why it is fast
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
@@ -58,6 +59,15 @@ _UNROLLED = 1024
 
 def _up(n: int, by: int) -> int:
     return -(-n // by) * by
+
+
+def _lanes(w: Workload) -> int:
+    """A thread's channels at most; of eight inputs that each serve several outputs TVM would gather.
+
+    The indices would be vectors of eight integers, which TVM writes as no CUDA C.
+    """
+    lanes = vector_lanes(w, w.out_block)
+    return lanes if w.oc == w.ic else math.gcd(lanes, 4)
 
 
 class _Shape:
@@ -188,7 +198,7 @@ class CudaDepthwise(Depthwise):
     def space(self, w: Workload, t: Target, threads: int) -> Space:
         """Tiles that fit a thread's registers, blocks of which two fit a multiprocessor."""
         gpu = gpu_of(t)
-        lanes = vector_lanes(w, w.out_block)
+        lanes = _lanes(w)
 
         def valid(c: Mapping[str, Any]) -> bool:
             flat = c["stage"] == "registers"
@@ -262,7 +272,8 @@ class CudaDepthwise(Depthwise):
             / L1_BYTES_PER_CLOCK
         )
         weights = w.kh * w.kw * max(1.0, run / L1_BYTES_PER_CLOCK)
-        return s.loads * max(lines, 1.0) + s.tile_h * s.tile_w * max(lines / w.sw, 1.0) + weights
+        stores = s.tile_h * s.tile_w * max(lines / w.sw, 1.0)
+        return float(s.loads * max(lines, 1.0) + stores + weights)
 
     def apply(self, sch: s_tir.Schedule, w: Workload, t: Target, c: Config) -> None:
         """The docstring's steps, in s_tir primitives."""

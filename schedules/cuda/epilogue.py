@@ -10,7 +10,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any
 
-from tvmsep.schedules import epilogue
+from tvmsep.schedules.epilogue import EXPONENTIAL, activate
 
 if TYPE_CHECKING:
     from tvm.tirx import PrimExpr
@@ -35,7 +35,7 @@ _EXPONENTIAL: dict[str, Callable[[Any], Any]] = {
     "sigmoid": sigmoid,
     "silu": lambda x: x * sigmoid(x),
 }
-assert set(_EXPONENTIAL) == set(epilogue.EXPONENTIAL)
+assert set(_EXPONENTIAL) == set(EXPONENTIAL)
 
 
 def calls(steps: Sequence[str]) -> bool:
@@ -43,9 +43,9 @@ def calls(steps: Sequence[str]) -> bool:
     return any(step in _EXPONENTIAL for step in steps)
 
 
-def finish(steps: Sequence[str], acc: Any, bias: Any, residual: Any) -> Any:
+def finish(epilogue: Sequence[str], acc: Any, bias: Any, residual: Any) -> Any:
     """Run an epilogue on one float32 accumulator value; `bias` and `residual` are float32 too."""
-    for step in steps:
+    for step in epilogue:
         if step == "bias":
             acc = acc + bias
         elif step == "add":
@@ -53,5 +53,5 @@ def finish(steps: Sequence[str], acc: Any, bias: Any, residual: Any) -> Any:
         elif step in _EXPONENTIAL:
             acc = _EXPONENTIAL[step](acc)
         else:
-            acc = epilogue.activate(step, acc)
+            acc = activate(step, acc)
     return acc

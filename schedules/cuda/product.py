@@ -321,10 +321,11 @@ def schedule(sch: s_tir.Schedule, g: Product, t: Tiling, w: Workload) -> None:
         z, n, cb, ci, tc, pb, pi, tp, u, v = sch.get_loops(part)[-10:]
         sch.reorder(z, tc, tp, n, cb, pb, ci, pi, u, v)
         _bind_threads(sch, z, tc, tp)
-        unroll(sch, (ci, pi))
-        sch.vectorize(sch.fuse(u, v))
+        rest, vector = sch.split(sch.fuse(u, v), [None, lanes(g.vector_p * g.vector_c, "float32")])
+        unroll(sch, (ci, pi, rest))
+        sch.vectorize(vector)
     sch.compute_at(acc, tp, preserve_unit_loops=True)
-    ro = _multiply(sch, g, acc)
+    ro = _multiply(sch, g, t, acc)
     for operand in ("a", "b"):
         _fetch(sch, g, t, w, operand, ro)
     init = sch.decompose_reduction(acc, ro)
@@ -334,7 +335,7 @@ def schedule(sch: s_tir.Schedule, g: Product, t: Tiling, w: Workload) -> None:
     sch.reverse_compute_inline(out)  # last: its condition is more than primitives understand
 
 
-def _multiply(sch: s_tir.Schedule, g: Product, acc: Any) -> Any:
+def _multiply(sch: s_tir.Schedule, g: Product, t: Tiling, acc: Any) -> Any:
     """Step 3; returns the loop over steps of the reduction."""
     *spatial, ro, ri, rl = sch.get_loops(acc)[-12:]
     sch.reorder(ro, ri, rl, *spatial)
@@ -348,7 +349,9 @@ def _multiply(sch: s_tir.Schedule, g: Product, acc: Any) -> Any:
         else:
             rest.append(last)
         unroll(sch, rest)
-        sch.vectorize(lane)
+        # TVM refuses asynchronous copies into what it has made an array of vectors, which it
+        # does where all accesses are vectors; the compiler joins these loads all the same.
+        (sch.unroll if t.pipeline == "async" else sch.vectorize)(lane)
     return ro
 
 

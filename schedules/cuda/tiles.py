@@ -35,6 +35,8 @@ _L2_SPEED = 3
 _SERIAL = 0.15
 """How much of the faster flows shows beside the slowest."""
 _NEARLY = 1.3
+_LARGE = 4096
+"""Vectors of outputs from which tiles of few accumulators are left out."""
 _TAP_REGISTERS = 184
 """Estimate beyond which compilers spill where taps of several pixels are under way."""
 _MAX_THREADS = 256
@@ -75,7 +77,7 @@ def need(g: Product, t: Tiling, w: Workload) -> Need:
         shared += 4 * t.split_k * block_p * block_c
     moving = (block_p + block_c) * step / t.threads / share
     held = moving if t.pipeline == "registers" else min(moving, 16)
-    taps = g.tap_reads and min(g.tap_reads, 9) * g.vector_k + 32
+    taps = g.tap_reads and min(g.tap_reads, 9) * g.vector_k // share + 32
     registers = pixels * channels + fragments + vector + held + taps + SPARE_REGISTERS
     return Need(t.threads, ceil(registers), shared)
 
@@ -85,8 +87,8 @@ def product_space(g: Product, w: Workload, t: Target) -> Space:
     gpu = gpu_of(t)
     pipelines = ("none",)
     if not g.tap_reads:
-        plain = "k" in g.along or "p" in g.along
-        copies = gpu.compute_capability >= _ASYNC and plain and not w.scaled
+        whole = w.dtype == "float32" and not w.scaled and _wide(g, w)
+        copies = whole and gpu.compute_capability >= _ASYNC
         pipelines = ("none", "registers", "shared", *(("async",) if copies else ()))
     threads_p = tuple(n for n in (4, 7, 8, 14, 16, 28, 32, 64) if n < 2 * g.columns) or (1,)
     threads_oc = tuple(n for n in (1, 2, 4, 8, 16, 32) if n < 2 * g.rows)
@@ -108,19 +110,27 @@ def product_space(g: Product, w: Workload, t: Target) -> Space:
     )
 
 
+def _wide(g: Product, w: Workload) -> bool:
+    """Whether both operands are copied 16 bytes at a time."""
+    first = g.vector_p if g.along == "p" else g.vector_k if g.along == "k" else 1
+    second = g.vector_c if g.vector_c > 1 or w.out_block > 1 else g.vector_k
+    return first == second == 4
+
+
 def _valid(g: Product, w: Workload, gpu: Gpu, c: Mapping[str, Any]) -> bool:
     """Whether a block fits the device and is not clearly a waste of it."""
     threads = c["threads_p"] * c["threads_oc"] * c["split_k"]
-    most = min(_MAX_THREADS, gpu.threads_per_block)
-    small = g.rows * g.columns < 2 * gpu.warp
-    if threads > most or (threads < 2 * gpu.warp and not small):
+    large = g.rows * g.columns * g.batch >= _LARGE
+    # Some tiling must be left for shapes that none suits.
+    least = c["tile_p"] == c["tile_oc"] == 1 and threads <= 2 * gpu.warp and not large
+    if threads > min(_MAX_THREADS, gpu.threads_per_block):
         return False
-    if threads % gpu.warp and threads < 6 * gpu.warp and not small:
+    if not least and (threads < 2 * gpu.warp or threads % gpu.warp and threads < 6 * gpu.warp):
         return False
     if c["tile_oc"] * c["tile_p"] % c["split_k"]:
         return False
     step = c["step_k"] * c["split_k"] * g.vector_k
-    if not min(8, g.depth) <= step <= 64:
+    if not (8 if g.depth >= 32 else min(4, g.depth)) <= step <= 64:
         return False
     if c["tile_p"] * c["step_k"] * c["split_k"] == 1 < c["threads_oc"]:
         # One row of threads copies what all read: TVM takes equal indices for one thread's own
@@ -131,21 +141,24 @@ def _valid(g: Product, w: Workload, gpu: Gpu, c: Mapping[str, Any]) -> bool:
         return False
     wide, high = c["threads_p"] * c["tile_p"], c["threads_oc"] * c["tile_oc"]
     computed = ceil(g.columns / wide) * wide * ceil(g.rows / high) * high
-    least = c["tile_p"] == c["tile_oc"] == 1 and threads <= 2 * gpu.warp
-    if computed > _WASTE * g.rows * g.columns and not small and not least:
+    if computed > _WASTE * g.rows * g.columns and not least:
         return False
     t = Tiling.of(Config(c))
     across, along, batch = t.grid(g)
     blocks = across * along * batch
-    if t.split_k > 1 and blocks >= 4 * gpu.sms or accumulators < 8 and blocks >= 8 * gpu.sms:
+    if t.split_k > 1 and blocks >= 4 * gpu.sms:
+        return False
+    if large and accumulators < 8 and blocks >= 8 * gpu.sms:
         return False
     rounds = t.rounds(g)
-    if rounds * t.step_k * t.split_k > max(2, _WASTE * g.steps):
+    if rounds * t.step_k * t.split_k > max(g.steps + 3, _WASTE * g.steps):
         return False
     if rounds == 1 and t.pipeline != "none":
         return False
+    if t.pipeline == "async" and rounds * t.step_k * t.split_k != g.steps:
+        return False
     n = need(g, t, w)
-    if g.tap_reads and n.registers > _TAP_REGISTERS:
+    if g.tap_reads and n.registers > _TAP_REGISTERS and not least:
         return False
     return resident_blocks(gpu, n.threads, n.registers, n.shared) >= 1
 

@@ -84,7 +84,7 @@ def print_profile(profile: Profile, remark: str = "") -> None:
     limits = ", ".join(f"{n} {rate / 1e9:.0f} GB/s" for n, rate in profile.bandwidths.items())
     print(
         "us and bound us are of all runs; the others of one. Measured limits of "
-        f"{counted('thread', profile.threads)}: FMA peak {peak / 1e9:.0f} GFLOP/s, {limits}"
+        f"{'the GPU' if profile.gap.events else counted('thread', profile.threads)}: FMA peak {peak / 1e9:.0f} GFLOP/s, {limits}"
     )
     for line in gap_lines(profile):
         print(line)

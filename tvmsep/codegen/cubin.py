@@ -15,6 +15,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 
 from tvmsep.contracts import Gpu, TvmsepError
+from tvmsep.schedules.cuda.common import resident_blocks
 
 _HEADER = struct.Struct("<16s2HI3QI6H")
 _SECTION = struct.Struct("<2I4Q2I2Q")
@@ -167,10 +168,6 @@ def _spills(code: bytes, capability: int) -> int:
 def occupancy(gpu: Gpu, threads: int, registers: int, shared: int) -> float:
     """Share of a multiprocessor's threads that blocks of one kernel keep resident, 0 to 1.
 
-    By the rules of NVIDIA's occupancy calculator: a warp takes registers in steps of 256, warps
-    get them in fours, shared memory is given out in steps, and from compute capability 8.0 the
-    driver takes 1 KiB of a block's.
-
     Args:
         gpu: the device.
         threads: of a block.
@@ -178,17 +175,5 @@ def occupancy(gpu: Gpu, threads: int, registers: int, shared: int) -> float:
         shared: bytes of shared memory of a block.
     """
     warps = -(-threads // gpu.warp)
-    per_warp = -(-registers * gpu.warp // 256) * 256
-    step, reserved = (128, _RESERVED) if gpu.compute_capability >= 80 else (256, 0)
-    limits = [gpu.blocks_per_sm, gpu.threads_per_sm // gpu.warp // warps]
-    if per_warp:
-        # Of four partitions, each with a quarter of the registers.
-        limits.append(gpu.registers_per_sm // 4 // per_warp * 4 // warps)
-        if per_warp * -(-warps // 4) * 4 > gpu.registers_per_block:
-            limits.append(0)
-    if shared or reserved:
-        size = -(-(shared + reserved) // step) * step
-        limits.append(gpu.shared_per_sm // size)
-    if threads > gpu.threads_per_block:
-        limits.append(0)
-    return min(limits) * warps * gpu.warp / gpu.threads_per_sm
+    blocks = resident_blocks(gpu, threads, registers, shared)
+    return blocks * warps * gpu.warp / gpu.threads_per_sm

@@ -116,6 +116,8 @@ def compile_image(source: str, gpu: Gpu, *, ptx: bool = False) -> bytes:
     options = [
         f"--gpu-architecture={gpu.arch.replace('sm_', 'compute_') if ptx else gpu.arch}",
         "--std=c++17",
+        # Without it ptxas may spill some bytes to let one block more onto a multiprocessor.
+        f"--maxrregcount={gpu.registers_per_thread}",
         # INFINITY and NAN are math.h's, which NVRTC does not have.
         "-DINFINITY=__int_as_float(0x7f800000)",
         "-DNAN=__int_as_float(0x7fffffff)",

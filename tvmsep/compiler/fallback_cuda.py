@@ -258,9 +258,9 @@ def _share_plainly(sch: Any, block: Any, target: Target) -> None:
     if not spatial:
         spatial = [sch.add_unit_loop(reduce[0] if reduce else block)]
     sch.reorder(*spatial, *reduce)
-    if reduce and all(iv.iter_type in (_SPATIAL, 2) for iv in sch.get(block).iter_vars):
-        sch.decompose_reduction(block, reduce[0])
     bind_flat(sch, spatial, _THREADS)
+    if reduce and len(sch.get(block).writes) == 1:  # TVM does not take pairs (argmax) apart
+        sch.decompose_reduction(block, reduce[0])
 
 
 def _one_thread(sch: Any, block: Any, target: Target) -> None:

@@ -85,7 +85,6 @@ def parts_object(name: str) -> Path:
     return cached(f"{name}.o", _compile_part, name)
 
 
-@cache
 def cached(name: str, make: object, *args: object) -> Path:
     """What `make(path, *args)` writes, kept in the user's cache by the digest of our sources."""
     kept = platformdirs.user_cache_path("tvmsep") / "emulator" / _digest() / name

@@ -34,6 +34,8 @@ if TYPE_CHECKING:
 
 NETWORK_TIMEOUT_S = 120.0
 """For compiling a whole network, and for a dozen runs of it."""
+DEVICE_NETWORK_TIMEOUT_S = 900.0
+"""For compiling one for a GPU: its kernels take a second each, one after the other."""
 SURVEY_S = 60.0
 """For all boards together to open a session and run the reference kernel."""
 LOST_GIVE_UP = 2
@@ -383,7 +385,8 @@ class Farm:
                 (tvm.ir.save_json(m), self.target, dict(linked), self._scratch.path)
                 for m, linked in zip(modules, objects or [{}] * len(modules), strict=True)
             ]
-            answers = self._pool.map(builder.build_network, calls, NETWORK_TIMEOUT_S)
+            limit_s = NETWORK_TIMEOUT_S if self.target.gpu is None else DEVICE_NETWORK_TIMEOUT_S
+            answers = self._pool.map(builder.build_network, calls, limit_s)
         for answer in answers:
             if not isinstance(answer, Path):
                 return Failed("compile_error", str(answer))
