@@ -26,7 +26,6 @@ Why it is fast
 from __future__ import annotations
 
 import math
-
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
