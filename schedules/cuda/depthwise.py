@@ -67,7 +67,8 @@ def _lanes(w: Workload) -> int:
     Its indices would be vectors of eight integers, which TVM writes as no CUDA C.
     """
     lanes = vector_lanes(w, w.out_block)
-    return lanes if w.oc == w.ic else math.gcd(lanes, 4)
+    own = w.oc == w.ic and w.in_block == w.out_block
+    return lanes if own else math.gcd(lanes, 4)
 
 
 class _Shape:
@@ -250,7 +251,7 @@ class CudaDepthwise(Depthwise):
             delivered = share / gpu.warp * self._l1_clocks(w, s, gpu.warp)
             uneven = share * gpu.sms / s.total
             terms = (waves * LATENCY_CLOCKS, arithmetic, delivered, moved * uneven)
-            return 2 * length + max(terms) + sum(terms) / 4
+            return float(2 * length + max(terms) + sum(terms) / 4)
 
         space = self.space(w, t, threads)
         flat = Space({**space.knobs, "stage": ("registers",), "rows": (1,), "cols": (1,)})
