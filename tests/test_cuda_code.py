@@ -56,8 +56,8 @@ def ptxas(source: str, arch: str) -> dict[str, dict[str, int]]:
     lib = nvrtc.library()
     program, size = ctypes.c_void_p(), ctypes.c_size_t()
     lib.nvrtcCreateProgram(ctypes.byref(program), source.encode(), b"x.cu", 0, None, None)
-    options = [f"--gpu-architecture={arch}".encode(), b"--ptxas-options=-v"]
-    assert lib.nvrtcCompileProgram(program, 2, (ctypes.c_char_p * 2)(*options)) == 0
+    options = [f"--gpu-architecture={arch}".encode(), b"--maxrregcount=255", b"--ptxas-options=-v"]
+    assert lib.nvrtcCompileProgram(program, 3, (ctypes.c_char_p * 3)(*options)) == 0
     lib.nvrtcGetProgramLogSize(program, ctypes.byref(size))
     log = ctypes.create_string_buffer(size.value)
     lib.nvrtcGetProgramLog(program, log)

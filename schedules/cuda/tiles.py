@@ -230,4 +230,4 @@ def predicted_clocks(g: Product, w: Workload, gpu: Gpu, t: Tiling) -> float:
     work = (1 - _SERIAL) * max(flows) + _SERIAL * sum(flows) + share * spread
     per_step = {"none": 1.0, "registers": 0.4, "shared": 0.7}.get(t.pipeline, 0.4)
     waits = waves * LATENCY_CLOCKS * (1 + per_step * (t.rounds(g) - 1) / max(1.0, at_once))
-    return work + waits
+    return float(work + waits)

@@ -34,8 +34,11 @@ if TYPE_CHECKING:
 
 NETWORK_TIMEOUT_S = 120.0
 """For compiling a whole network, and for a dozen runs of it."""
+DEVICE_NETWORK_TIMEOUT_S = 900.0
+"""For compiling one for a GPU: its kernels take a second each, one after the other."""
 SURVEY_S = 60.0
 """For all boards together to open a session and run the reference kernel."""
+_ADVICE = "check that its RPC server runs and the key is right"
 LOST_GIVE_UP = 2
 """Candidates in a row that found no board before the rest of a batch is given up."""
 
@@ -383,7 +386,8 @@ class Farm:
                 (tvm.ir.save_json(m), self.target, dict(linked), self._scratch.path)
                 for m, linked in zip(modules, objects or [{}] * len(modules), strict=True)
             ]
-            answers = self._pool.map(builder.build_network, calls, NETWORK_TIMEOUT_S)
+            limit_s = NETWORK_TIMEOUT_S if self.target.gpu is None else DEVICE_NETWORK_TIMEOUT_S
+            answers = self._pool.map(builder.build_network, calls, limit_s)
         for answer in answers:
             if not isinstance(answer, Path):
                 return Failed("compile_error", str(answer))
@@ -481,8 +485,8 @@ class Farm:
         if isinstance(answer, Failed):
             name, (host, port) = self.board.name, (self.board.host, self.board.port)
             raise BoardError(
-                f"board {name} at {host}:{port} does not answer: {answer.detail}; "
-                "check that its RPC server runs and the key is right"
+                f"board {name} at {host}:{port} cannot be used: {answer.detail}; "
+                f"{'`tvmsep board doctor` examines it' if self.target.gpu else _ADVICE}"
             )
         assert isinstance(answer, Board)
         return answer

@@ -52,6 +52,8 @@ _COMPILE_S = 0.15
 """Rough time to compile one task's kernel."""
 _LINK_S = 0.25
 """Rough time to make a variant of the network from compiled kernels."""
+_DEVICE_COMPILE_S = 0.8
+"""Rough time to compile one kernel for a GPU: all of them for each variant."""
 
 
 def expected_s(run: Run, plans: Sequence[Plan]) -> float:
@@ -66,7 +68,7 @@ def expected_s(run: Run, plans: Sequence[Plan]) -> float:
         compiling += sum((key, c) not in run.built for c in finalists)
     variants = sum(count for count, _ in STAGES)
     turns = sum(count * rounds for count, rounds in STAGES)
-    linking_s = variants * len(plans) * _LINK_S / _linkers(run)
+    linking_s = variants * sum(_variant_s(run, plan) for plan in plans) / _linkers(run)
     # A network that is timed whole is compiled by one builder: one of each thread count.
     sizes: dict[int, int] = {}
     for plan in plans:
@@ -83,6 +85,13 @@ def _builders(run: Run) -> int:
 def _linkers(run: Run) -> int:
     """Networks are linked on this host, wherever candidates are compiled."""
     return min(_builders(run), host_cores())
+
+
+def _variant_s(run: Run, plan: Plan) -> float:
+    """Seconds to make one variant once its kernels are compiled, if they can be linked."""
+    if run.target.gpu is None:
+        return _LINK_S
+    return _DEVICE_COMPILE_S * len({s.workload for s in plan.steps if s.workload is not None})
 
 
 def _turn_s(state: TuneState, threads: int) -> float:
@@ -181,7 +190,7 @@ def _in_network(run: Run, plans: Sequence[Plan], deadline: float | None) -> str:
     if not fields:
         return ""
     turn_s = _turn_s(run.state, threads)
-    each_s = _LINK_S / _linkers(run)
+    each_s = max(_variant_s(run, plan) for plan in plans) / _linkers(run)
     for count, rounds in STAGES:
         variants = min(count, max(map(len, fields.values())))
         if deadline is not None:
