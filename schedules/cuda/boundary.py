@@ -9,6 +9,7 @@ Strategy
 
 from __future__ import annotations
 
+import math
 from typing import TYPE_CHECKING
 
 from tvmsep.contracts import Config, Space, Target, Workload
@@ -58,19 +59,15 @@ class CudaUnpack(Unpack):
 
     def space(self, w: Workload, t: Target, threads: int) -> Space:
         """The vector of channels that is read at once, and the threads of a block."""
-        return flat_space(t, vector_lanes(w, w.in_block, w.oc))
+        return flat_space(t, math.gcd(4, w.in_block, w.oc))
 
     def default(self, w: Workload, t: Target, threads: int) -> Config:
         """See `flat_default`."""
-        return flat_default(w, t, vector_lanes(w, w.in_block, w.oc))
+        return flat_default(w, t, math.gcd(4, w.in_block, w.oc))
 
     def apply(self, sch: s_tir.Schedule, w: Workload, t: Target, c: Config) -> None:
-        """Neighbouring threads take neighbouring pixels, and of each a vector of channels.
-
-        Of a part of a block TVM cannot show that its channels lie together: they are read singly.
-        """
-        block = c["vec"] == w.in_block
-        flat_apply(sch, (0, 1, 2), 1, c, whole=(0,) if block else (), scalar=not block)
+        """Neighbouring threads take neighbouring pixels, and of each a vector of channels."""
+        flat_apply(sch, (0, 1, 2), 1, c)
 
 
 PACK = CudaPack()

@@ -158,7 +158,9 @@ class CudaDense:
             if size < gpu.warp or c["lanes"] < g.vector_c or registers > gpu.registers_per_thread:
                 return False
             # Groups of less than half a warp only where there is nothing for more of them.
-            if c["lanes"] > max(4 * g.steps, g.vector_c) or c["rows"] * c["tile"] >= 2 * max(g.rows, 8):
+            if c["lanes"] > max(4 * g.steps, g.vector_c):
+                return False
+            if c["rows"] * c["tile"] >= 2 * max(g.rows, 8):
                 return False
             return resident_blocks(gpu, size, registers, 4 * c["rows"] * c["tile"] * g.vector_c) > 0
 

@@ -62,12 +62,13 @@ def _up(n: int, by: int) -> int:
 
 
 def _lanes(w: Workload) -> int:
-    """A thread's channels at most; of eight inputs that each serve several outputs TVM would gather.
+    """A thread's channels at most; four where several outputs share an input, which is a gather.
 
-    The indices would be vectors of eight integers, which TVM writes as no CUDA C.
+    Its indices would be vectors of eight integers, which TVM writes as no CUDA C.
     """
     lanes = vector_lanes(w, w.out_block)
-    return lanes if w.oc == w.ic else math.gcd(lanes, 4)
+    own = w.oc == w.ic and w.in_block == w.out_block
+    return lanes if own else math.gcd(lanes, 4)
 
 
 class _Shape:

@@ -122,8 +122,7 @@ class CudaPool(Pool):
     def _global(self, sch: s_tir.Schedule, w: Workload, c: Config) -> None:
         """2."""
         acc, out = sch.get_sblock("acc"), sch.get_sblock("out")
-        pixels = w.ih * w.iw
-        across = max(divisors(w.in_block, 32))
+        pixels, across = w.ih * w.iw, max(divisors(w.in_block, 32))
         # A power of two: of other numbers TVM adds up the last warp's without a barrier.
         down = 1 << min(c.int("threads") // across, pixels).bit_length() - 1
         n, cb, p, i = sch.get_loops(out)

@@ -202,8 +202,8 @@ def no_cuda(facts: Facts) -> str:
         return f"update NVIDIA's driver to 580 or newer: it has CUDA {_version(facts.cuda_driver)}"
     if not facts.cuda_runtime:
         return (
-            "install CUDA 13's runtime and put its folder into LD_LIBRARY_PATH before the server "
-            "starts: libcudart.so.13 cannot be loaded there"
+            "pip install 'tvmsep[cuda-run]' there and start the server again: CUDA 13's "
+            "libcudart.so.13 cannot be loaded"
         )
     return "`nvidia-smi` on the board says what is wrong with the GPU"
 

@@ -82,9 +82,10 @@ def print_profile(profile: Profile, remark: str = "") -> None:
         + (f", {remark}" if remark else ""),
     )  # fmt: skip
     limits = ", ".join(f"{n} {rate / 1e9:.0f} GB/s" for n, rate in profile.bandwidths.items())
+    what = "the GPU" if profile.gap.events else counted("thread", profile.threads)
     print(
         "us and bound us are of all runs; the others of one. Measured limits of "
-        f"{'the GPU' if profile.gap.events else counted('thread', profile.threads)}: FMA peak {peak / 1e9:.0f} GFLOP/s, {limits}"
+        f"{what}: FMA peak {peak / 1e9:.0f} GFLOP/s, {limits}"
     )
     for line in gap_lines(profile):
         print(line)

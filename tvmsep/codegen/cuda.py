@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -93,6 +94,15 @@ def compile_cuda(source: str, gpu: Gpu) -> DeviceCode:
     """
     image = compile_image(source, gpu)
     resources = kernel_resources(image, gpu)
+    spilled = [r.name for r in resources if r.spill_bytes]
+    if spilled:
+        # ptxas may spill a little to let one more block onto a multiprocessor: one is enough.
+        freed = f"__launch_bounds__\\((\\d+)\\)(?= (?:{'|'.join(spilled)})\\()"
+        source = re.sub(freed, r"__launch_bounds__(\1, 1)", source)
+        again = compile_image(source, gpu)
+        better = kernel_resources(again, gpu)
+        if sum(r.spill_bytes for r in better) < sum(r.spill_bytes for r in resources):
+            image, resources = again, better
     if gpu.ptx:
         return DeviceCode(compile_image(source, gpu, ptx=True), resources, "ptx")
     return DeviceCode(image, resources)

@@ -258,9 +258,12 @@ def _share_plainly(sch: Any, block: Any, target: Target) -> None:
     if not spatial:
         spatial = [sch.add_unit_loop(reduce[0] if reduce else block)]
     sch.reorder(*spatial, *reduce)
-    bind_flat(sch, spatial, _THREADS)
-    if reduce and len(sch.get(block).writes) == 1:  # TVM does not take pairs (argmax) apart
-        sch.decompose_reduction(block, reduce[0])
+    if not reduce or len(sch.get(block).writes) > 1:  # an argmax has no one result to keep
+        bind_flat(sch, spatial, _THREADS)
+        return
+    store = sch.cache_write(block, 0, "local")  # the sum stays in a register
+    _, thread = bind_flat(sch, sch.get_loops(store), _THREADS)
+    sch.compute_at(block, thread, preserve_unit_loops=True)
 
 
 def _one_thread(sch: Any, block: Any, target: Target) -> None:

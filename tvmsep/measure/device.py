@@ -9,11 +9,9 @@ import msgspec
 from tvmsep.contracts import BoardError, Failure, Gpu, Target
 from tvmsep.contracts.trial import is_emulated
 
-LIBRARIES = ("libcuda.so.1", "libcudart.so.13")
-"""What TVM's CUDA runtime needs on the board: NVIDIA's driver and CUDA 13's runtime."""
 ADVICE = (
-    "its TVM needs NVIDIA's driver 580 or newer (libcuda.so.1) and CUDA 13's runtime "
-    "(libcudart.so.13), on the library path when the server starts"
+    "it needs NVIDIA's driver 580 or newer (libcuda.so.1) and CUDA 13's runtime "
+    "(libcudart.so.13: `pip install 'tvmsep[cuda-run]'` there brings it)"
 )
 
 _FAULTS: dict[Failure, tuple[str, ...]] = {
@@ -75,7 +73,7 @@ def find(remote: Any) -> Device:
         words = str(error).strip().splitlines() or [type(error).__name__]
         raise BoardError(f"the board has no CUDA: {words[-1]}; {ADVICE}") from error
     if not exists:
-        raise BoardError("the board's CUDA has no device: `nvidia-smi` there says why")
+        raise BoardError(f"the board has no CUDA device that TVM can use: {ADVICE}")
 
     def ask(name: str) -> int:
         try:

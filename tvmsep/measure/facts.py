@@ -97,20 +97,40 @@ def _clocks() -> dict[str, Any]:
     }
 
 
+def cuda_libraries() -> tuple[Any, Any]:
+    """NVIDIA's driver and CUDA's runtime, as TVM needs them, loaded; None for what cannot be.
+
+    The runtime may lie in its wheel; a system's own comes first.
+    """
+
+    def load(*names: str) -> Any:
+        for name in names:
+            try:
+                return ctypes.CDLL(name)
+            except OSError:
+                continue
+        return None
+
+    name = "libcudart.so.13"
+    wheels = [os.path.join(folder, "nvidia", "cu13", "lib", name) for folder in sys.path]
+    return load("libcuda.so.1"), load(name, *wheels)
+
+
 def _cuda() -> dict[str, int]:
     """CUDA as the driver and the runtime library say it, 13000 for 13.0; 0 where there is none."""
 
-    def version(library: str, function: str) -> int:
+    def version(library: Any, function: str) -> int:
         found = ctypes.c_int()
         try:
-            failed = getattr(ctypes.CDLL(library), function)(ctypes.byref(found))
-        except (OSError, AttributeError):
+            failed = getattr(library, function)(ctypes.byref(found))
+        except AttributeError:
             return 0
         return 0 if failed else found.value
 
+    driver, runtime = cuda_libraries()
     return {
-        "cuda_driver": version("libcuda.so.1", "cuDriverGetVersion"),
-        "cuda_runtime": version("libcudart.so.13", "cudaRuntimeGetVersion"),
+        "cuda_driver": version(driver, "cuDriverGetVersion"),
+        "cuda_runtime": version(runtime, "cudaRuntimeGetVersion"),
     }
 
 

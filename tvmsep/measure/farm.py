@@ -38,6 +38,7 @@ DEVICE_NETWORK_TIMEOUT_S = 900.0
 """For compiling one for a GPU: its kernels take a second each, one after the other."""
 SURVEY_S = 60.0
 """For all boards together to open a session and run the reference kernel."""
+_ADVICE = "check that its RPC server runs and the key is right"
 LOST_GIVE_UP = 2
 """Candidates in a row that found no board before the rest of a batch is given up."""
 
@@ -484,8 +485,8 @@ class Farm:
         if isinstance(answer, Failed):
             name, (host, port) = self.board.name, (self.board.host, self.board.port)
             raise BoardError(
-                f"board {name} at {host}:{port} does not answer: {answer.detail}; "
-                "check that its RPC server runs and the key is right"
+                f"board {name} at {host}:{port} cannot be used: {answer.detail}; "
+                f"{'`tvmsep board doctor` examines it' if self.target.gpu else _ADVICE}"
             )
         assert isinstance(answer, Board)
         return answer

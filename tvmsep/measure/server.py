@@ -124,8 +124,9 @@ def _load_cuda() -> None:
     import tvm
 
     library = Path(tvm.__file__).parent / "lib" / "libtvm_runtime_cuda.so"
-    with contextlib.suppress(OSError):
-        ctypes.CDLL(str(library))
+    if all(facts.cuda_libraries()):
+        with contextlib.suppress(OSError):
+            ctypes.CDLL(str(library))
 
 
 def _register(folder: Path, cpu: str, events: bool) -> None:
