@@ -11,7 +11,7 @@ import tvm
 from tvmsep.codegen import kernel
 from tvmsep.codegen.assembly import hot_loop
 from tvmsep.contracts import Config, Target, Workload
-from tvmsep.profile.cycles import find_mca, loop_cycles
+from tvmsep.estimate.mca import find_mca, loop_cycles
 from tvmsep.schedules import TEMPLATES
 from tvmsep.targets import load_target
 

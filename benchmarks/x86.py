@@ -26,7 +26,7 @@ import signal
 import sys
 import tempfile
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, NoReturn
 
@@ -51,7 +51,13 @@ class _Parser(argparse.ArgumentParser):
         raise SystemExit(2)
 
 
-def _positive(text: str) -> int:
+def parser(about: str) -> argparse.ArgumentParser:
+    """One whose mistakes are one line that begins with `error:`."""
+    return _Parser(description=about, formatter_class=argparse.RawDescriptionHelpFormatter)
+
+
+def positive(text: str) -> int:
+    """A whole number above 0."""
     if not text.isdigit() or int(text) < 1:
         raise argparse.ArgumentTypeError(f"{text!r} is not a whole number above 0")
     return int(text)
@@ -67,7 +73,7 @@ def parse(words: Sequence[str]) -> argparse.Namespace:
     from tvmsep.cli.options import thread_counts
     from tvmsep.targets import host_cores
 
-    p = _Parser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    p = parser(__doc__ or "")
     p.add_argument(
         "--networks",
         default="mobilenet_v1,mobilenet_v2",
@@ -76,9 +82,9 @@ def parse(words: Sequence[str]) -> argparse.Namespace:
     )
     p.add_argument("--engines", default=",".join(ENGINES), metavar="A,B", help="(%(default)s)")
     p.add_argument("--threads", metavar="N,N", help="(1 and all cores)")
-    p.add_argument("--batch", type=_positive, default=1, help="pictures a call (%(default)s)")
-    p.add_argument("--rounds", type=_positive, default=3, help="(%(default)s)")
-    p.add_argument("--runs", type=_positive, default=50, help="timed calls a process (%(default)s)")
+    p.add_argument("--batch", type=positive, default=1, help="pictures a call (%(default)s)")
+    p.add_argument("--rounds", type=positive, default=3, help="(%(default)s)")
+    p.add_argument("--runs", type=positive, default=50, help="timed calls a process (%(default)s)")
     p.add_argument(
         "--isa",
         choices=("native", "avx2"),
@@ -93,7 +99,7 @@ def parse(words: Sequence[str]) -> argparse.Namespace:
     )
     p.add_argument(
         "--timeout",
-        type=_positive,
+        type=positive,
         default=180,
         metavar="S",
         help="seconds for one measuring process (%(default)s)",
@@ -117,11 +123,11 @@ def parse(words: Sequence[str]) -> argparse.Namespace:
             raise InputError(f"--log {log}: no such file")
     args.log = args.log and [str(Path(log).resolve()) for log in args.log]
     if args.json is not None:
-        _check_writable(args.json)
+        check_writable(args.json)
     return args
 
 
-def _check_writable(path: Path) -> None:
+def check_writable(path: Path) -> None:
     """Find out before the work rather than after it."""
     if path.is_dir():
         raise InputError(f"--json: cannot write {path}: it is a folder; give a file name")
@@ -164,7 +170,7 @@ def measure_peak(target: Target) -> float:
 
 def compare(
     runner: Runner, engines: Sequence[Engine], args: argparse.Namespace,
-    least_change: float = MIN_CHANGE,
+    least_change: float = MIN_CHANGE, table: Mapping[str, Engine] = ENGINES,
 ) -> tuple[list[Any], dict[str, Failure], float]:  # fmt: skip
     """All rounds on one network: series, what was left out, how far inputs move the output."""
     from tvmsep.measure.lock import HostLock
@@ -188,7 +194,7 @@ def compare(
 
         def measure(turn: Turn) -> Sample | Failure:
             with lock.hold(exclusive=True):
-                return runner.measure(ENGINES[turn.engine], turn, reference)
+                return runner.measure(table[turn.engine], turn, reference)
 
         done, begin = 0, time.monotonic()
 
@@ -275,12 +281,13 @@ def compare_all(args: argparse.Namespace, target: Target, folder: Path) -> None:
         shutil.rmtree(here, ignore_errors=True)
 
 
-def _terminated(*_: object) -> NoReturn:
+def terminated(*_: object) -> NoReturn:
+    """Ends as a shell says that SIGTERM ended it."""
     raise SystemExit(143)
 
 
 if __name__ == "__main__":
-    signal.signal(signal.SIGTERM, _terminated)
+    signal.signal(signal.SIGTERM, terminated)
     np.seterr(all="ignore")
     try:
         main(sys.argv[1:])

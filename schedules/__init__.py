@@ -7,6 +7,7 @@ from tvmsep.schedules import (
     boundary,
     channels,
     conv,
+    cuda,
     dense,
     depthwise,
     eltwise,
@@ -16,7 +17,7 @@ from tvmsep.schedules import (
     resample,
 )
 
-TEMPLATES: dict[str, Template] = {
+CPU: dict[str, Template] = {
     t.name: t
     for t in (
         pointwise.TEMPLATE,
@@ -33,7 +34,12 @@ TEMPLATES: dict[str, Template] = {
     )
 }
 
+CUDA: dict[str, Template] = cuda.TEMPLATES
+
+TEMPLATES: dict[str, Template] = {**CPU, **CUDA}
+
 
 def template_for(w: Workload, t: Target) -> Template | None:
     """The first template that accepts the workload, or None."""
-    return next((tpl for tpl in TEMPLATES.values() if tpl.accepts(w, t)), None)
+    group = CUDA if t.gpu is not None else CPU
+    return next((tpl for tpl in group.values() if tpl.accepts(w, t)), None)

@@ -31,14 +31,15 @@ class Pack:
         """Parameters: x `[n, c, p]`, out `[n, cb, p, i]`."""
         from tvm import te, tirx
 
-        x = te.placeholder(w.in_shape, name="x")
+        x = te.placeholder(w.in_shape, name="x", dtype=w.in_dtype)
         b = w.out_block
 
         def value(n: Any, cb: Any, p: Any, i: Any) -> Any:
             if w.oc % b == 0:
-                return x[n, cb * b + i, p]
+                return x[n, cb * b + i, p].astype(w.out_dtype)
             inside = cb * b + i < w.oc
-            return te.if_then_else(inside, x[n, cb * b + i, p], tirx.const(0, "float32"))
+            value = te.if_then_else(inside, x[n, cb * b + i, p], tirx.const(0, w.in_dtype))
+            return value.astype(w.out_dtype)
 
         return prim_func([x, te.compute(w.out_shape, value, name="out")])
 
@@ -80,10 +81,12 @@ class Unpack:
         """Parameters: x `[n, cb, p, i]`, out `[n, c, p]`."""
         from tvm import te
 
-        x = te.placeholder(w.in_shape, name="x")
+        x = te.placeholder(w.in_shape, name="x", dtype=w.in_dtype)
         b = w.in_block
         out = te.compute(
-            w.out_shape, lambda n, c, p: x[n, te.div(c, b), p, te.indexmod(c, b)], name="out"
+            w.out_shape,
+            lambda n, c, p: x[n, te.div(c, b), p, te.indexmod(c, b)].astype(w.out_dtype),
+            name="out",
         )
         return prim_func([x, out])
 

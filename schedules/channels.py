@@ -20,8 +20,8 @@ import math
 from typing import TYPE_CHECKING, Any
 
 from tvmsep.contracts import Config, Space, Target, Workload
+from tvmsep.schedules import epilogue
 from tvmsep.schedules.common import divisors, prim_func
-from tvmsep.schedules.epilogue import finish
 
 if TYPE_CHECKING:
     from tvm import s_tir, tirx
@@ -48,6 +48,7 @@ class Channels:
 
     name = "channels"
     version = 1
+    finish = staticmethod(epilogue.finish)
 
     def accepts(self, w: Workload, t: Target) -> bool:
         """Blocked in and out, an image of the same size."""
@@ -72,7 +73,9 @@ class Channels:
         g = granule(w)
         kind, _, number = w.kind.partition(":")
         sources = w.sources or ((w.ic, w.in_block),)
-        inputs = [te.placeholder(s, name=f"x{k}") for k, s in enumerate(w.source_shapes)]
+        inputs = [
+            te.placeholder(s, name=f"x{k}", dtype=w.dtype) for k, s in enumerate(w.source_shapes)
+        ]
         starts = [0, *itertools.accumulate(channels // g for channels, _ in sources)]
 
         def value(n: Any, cb: Any, p: Any, i: Any) -> Any:
@@ -81,7 +84,7 @@ class Channels:
             def load(k: int, granules: Any) -> Any:
                 each = sources[k][1] // g
                 lane = granules % each * g + i % g if g > 1 else granules % each
-                return inputs[k][n, granules // each, p, lane]
+                return inputs[k][n, granules // each, p, lane].astype("float32")
 
             if kind == "slice":
                 v = load(0, at + int(number) // g)
@@ -92,10 +95,10 @@ class Channels:
                 v = load(len(sources) - 1, at - starts[len(sources) - 1])
                 for k in reversed(range(len(sources) - 1)):
                     v = te.if_then_else(at < starts[k + 1], load(k, at - starts[k]), v)
-            v = finish(w.epilogue, v, None, None)
+            v = self.finish(w.epilogue, v, None, None)
             if w.oc % w.out_block:
                 v = te.if_then_else(at < w.oc // g, v, tirx.const(0, "float32"))
-            return v
+            return v.astype(w.dtype)
 
         return prim_func([*inputs, te.compute(w.out_shape, value, name="out")])
 

@@ -13,8 +13,8 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 from tvmsep.contracts import Config, Space, Target, Workload
+from tvmsep.schedules import epilogue
 from tvmsep.schedules.common import divisors, prim_func
-from tvmsep.schedules.epilogue import finish
 
 if TYPE_CHECKING:
     from tvm import s_tir, tirx
@@ -25,6 +25,7 @@ class Eltwise:
 
     name = "eltwise"
     version = 1
+    finish = staticmethod(epilogue.finish)
 
     def accepts(self, w: Workload, t: Target) -> bool:
         """Same blocked shape in and out."""
@@ -35,19 +36,19 @@ class Eltwise:
         """Parameters: x, the second input if there is one, out."""
         from tvm import te
 
-        x = te.placeholder(w.in_shape, name="x")
+        x = te.placeholder(w.in_shape, name="x", dtype=w.dtype)
         y = None
         if w.kind in ("add", "mul"):
-            y = te.placeholder(w.in_shape, name="y")
+            y = te.placeholder(w.in_shape, name="y", dtype=w.dtype)
         elif w.kind == "scale":
-            y = te.placeholder((w.n, w.in_blocks, 1, w.in_block), name="y")
+            y = te.placeholder((w.n, w.in_blocks, 1, w.in_block), name="y", dtype=w.dtype)
 
         def value(n: Any, cb: Any, p: Any, i: Any) -> Any:
-            v = x[n, cb, p, i]
+            v = x[n, cb, p, i].astype("float32")
             if y is not None:
-                other = y[n, cb, 0 if w.kind == "scale" else p, i]
+                other = y[n, cb, 0 if w.kind == "scale" else p, i].astype("float32")
                 v = v + other if w.kind == "add" else v * other
-            return finish(w.epilogue, v, None, None)
+            return self.finish(w.epilogue, v, None, None).astype(w.dtype)
 
         out = te.compute(w.out_shape, value, name="out")
         return prim_func([x, y, out])

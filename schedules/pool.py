@@ -13,13 +13,30 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 from tvmsep.contracts import Config, Space, Target, Workload
+from tvmsep.schedules import epilogue
 from tvmsep.schedules.common import divisors, finish_tile, prim_func, register_tile
-from tvmsep.schedules.epilogue import finish
 
 if TYPE_CHECKING:
     from tvm import s_tir, tirx
 
-_LOWEST = -3.4028234663852886e38
+LOWEST = -3.4028234663852886e38
+
+
+def mean(w: Workload, total: Any, h: Any, col: Any) -> Any:
+    """What becomes of a window's sum at output row `h`, column `col`; a maximum stays."""
+    from tvm import te, tirx
+
+    def span(o: Any, stride: int, k: int, before: int, size: int) -> Any:
+        start = o * stride - before
+        return te.min(start + k, size) - te.max(start, 0)
+
+    if w.kind == "avg":
+        return total * tirx.const(1.0 / (w.kh * w.kw), "float32")
+    if w.kind == "avg_valid":
+        rows = span(h, w.sh, w.kh, w.pads[0], w.ih)
+        cols = span(col, w.sw, w.kw, w.pads[1], w.iw)
+        return total / tirx.Cast("float32", rows * cols)
+    return total
 
 
 class Pool:
@@ -27,6 +44,7 @@ class Pool:
 
     name = "pool"
     version = 1
+    finish = staticmethod(epilogue.finish)
 
     def accepts(self, w: Workload, t: Target) -> bool:
         """Blocked, same block on both sides."""
@@ -36,31 +54,33 @@ class Pool:
         """Parameters: x `in_shape`, out `out_shape`."""
         from tvm import te, tirx
 
-        x = te.placeholder(w.in_shape, name="x")
+        x = te.placeholder(w.in_shape, name="x", dtype=w.in_dtype)
         if w.kind == "global_avg":
             pixel = te.reduce_axis((0, w.ih * w.iw), name="pixel")
             acc = te.compute(
                 (w.n, w.in_blocks, w.in_block),
-                lambda n, cb, i: te.sum(x[n, cb, pixel, i], axis=pixel),
+                lambda n, cb, i: te.sum(x[n, cb, pixel, i].astype("float32"), axis=pixel),
                 name="acc",
             )
             scale = tirx.const(1.0 / (w.ih * w.iw), "float32")
             out = te.compute(
                 w.out_shape,
-                lambda n, cb, p, i: finish(w.epilogue, acc[n, cb, i] * scale, None, None),
+                lambda n, cb, p, i: self.finish(
+                    w.epilogue, acc[n, cb, i] * scale, None, None
+                ).astype(w.out_dtype),
                 name="out",
             )
             return prim_func([x, out])
         kh = te.reduce_axis((0, w.kh), name="kh")
         kw = te.reduce_axis((0, w.kw), name="kw")
-        top, left, bottom, right = w.pads
+        top, left = w.pads[:2]
         largest = w.kind == "max"
 
         def tap(n: Any, cb: Any, h: Any, col: Any, i: Any) -> Any:
             row, column = h * w.sh + kh * w.dh - top, col * w.sw + kw * w.dw - left
             inside = tirx.all(row >= 0, row < w.ih, column >= 0, column < w.iw)
-            identity = tirx.const(_LOWEST if largest else 0.0, "float32")
-            value = x[n, cb, row * w.iw + column, i]
+            identity = tirx.const(LOWEST if largest else 0.0, "float32")
+            value = x[n, cb, row * w.iw + column, i].astype("float32")
             # Rounded-up output sizes read past the stated padding: always guard.
             return te.if_then_else(inside, value, identity)
 
@@ -71,23 +91,10 @@ class Pool:
             name="acc",
         )
 
-        def count(h: Any, col: Any) -> Any:
-            def span(o: Any, stride: int, k: int, before: int, size: int) -> Any:
-                start = o * stride - before
-                return te.min(start + k, size) - te.max(start, 0)
-
-            rows = span(h, w.sh, w.kh, top, w.ih)
-            cols = span(col, w.sw, w.kw, left, w.iw)
-            return tirx.Cast("float32", rows * cols)
-
         def final(n: Any, cb: Any, p: Any, i: Any) -> Any:
             h, col = te.div(p, w.ow), te.indexmod(p, w.ow)
-            value = acc[n, cb, h, col, i]
-            if w.kind == "avg":
-                value = value * tirx.const(1.0 / (w.kh * w.kw), "float32")
-            elif w.kind == "avg_valid":
-                value = value / count(h, col)
-            return finish(w.epilogue, value, None, None)
+            value = mean(w, acc[n, cb, h, col, i], h, col)
+            return self.finish(w.epilogue, value, None, None).astype(w.out_dtype)
 
         out = te.compute(w.out_shape, final, name="out")
         return prim_func([x, out])

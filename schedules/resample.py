@@ -21,8 +21,8 @@ import math
 from typing import TYPE_CHECKING, Any
 
 from tvmsep.contracts import Config, Space, Target, Workload
+from tvmsep.schedules import epilogue
 from tvmsep.schedules.common import divisors, finish_tile, prim_func
-from tvmsep.schedules.epilogue import finish
 
 if TYPE_CHECKING:
     from tvm import s_tir, tirx
@@ -42,7 +42,7 @@ def _place(mode: str, size: int, out: int) -> tuple[int, int, int]:
     return 2 * size, size - out, 2 * out
 
 
-def _run(w: Workload) -> int:
+def run_of_channels(w: Workload) -> int:
     """Channels that move together."""
     if w.kind != "shuffle":
         return w.out_block
@@ -54,6 +54,7 @@ class Resample:
 
     name = "resample"
     version = 1
+    finish = staticmethod(epilogue.finish)
 
     def accepts(self, w: Workload, t: Target) -> bool:
         """Blocked, same block on both sides."""
@@ -73,11 +74,11 @@ class Resample:
         """Parameters: x `in_shape`, out `out_shape`."""
         from tvm import te, tirx
 
-        x = te.placeholder(w.in_shape, name="x")
+        x = te.placeholder(w.in_shape, name="x", dtype=w.dtype)
         kind, *modes = w.kind.split(":")
 
         def at(n: Any, cb: Any, row: Any, col: Any, i: Any) -> Any:
-            return x[n, cb, row * w.iw + col, i]
+            return x[n, cb, row * w.iw + col, i].astype("float32")
 
         def nearest(o: Any, size: int, out: int) -> Any:
             a, b, d = _place(modes[0], size, out)
@@ -109,7 +110,7 @@ class Resample:
             elif kind == "shuffle":
                 row, column = h + w.pads[0], col + w.pads[1]
                 phase = row % w.sh * w.sw + column % w.sw
-                run = _run(w)
+                run = run_of_channels(w)
                 first = (phase * (w.ic // (w.sh * w.sw)) + cb * w.out_block) // run + i // run
                 block, lane = first // (w.in_block // run), first % (w.in_block // run) * run
                 v = at(n, block, row // w.sh, column // w.sw, lane + i % run)
@@ -121,7 +122,7 @@ class Resample:
                                 col // w.sw < w.iw)  # fmt: skip
                 v = te.if_then_else(here, at(n, cb, h // w.sh, col // w.sw, i),
                                     tirx.const(0, "float32"))  # fmt: skip
-            return finish(w.epilogue, v, None, None)
+            return self.finish(w.epilogue, v, None, None).astype(w.dtype)
 
         return prim_func([x, te.compute(w.out_shape, value, name="out")])
 
@@ -136,7 +137,7 @@ class Resample:
     def apply(self, sch: s_tir.Schedule, w: Workload, t: Target, c: Config) -> None:
         """The docstring's steps, in s_tir primitives."""
         n, cb, p, i = sch.get_loops(sch.get_sblock("out"))
-        io, lanes = sch.split(i, [None, _run(w)])
+        io, lanes = sch.split(i, [None, run_of_channels(w)])
         h, col = sch.split(p, [None, w.ow])
         _, wi = sch.split(col, [None, c.int("tile")])
         if w.out_split == "rows":

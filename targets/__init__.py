@@ -88,7 +88,7 @@ def _host_parts() -> frozenset[str]:
 
 
 def local_target() -> Target:
-    """The target that fits this host best; one for certain cores only where they are here.
+    """The CPU target that fits this host best; one for certain cores only where they are here.
 
     Raises:
         TargetError: no target fits; says why for each.
@@ -96,6 +96,8 @@ def local_target() -> Target:
     fits, reasons = [], []
     for name in target_names():
         target = load_target(name)
+        if target.gpu is not None:
+            continue
         why = misfit(target)
         if why is None and target.parts and not _host_parts() & set(target.parts):
             why = f"it is for cores {', '.join(target.parts)}"

@@ -16,7 +16,11 @@ from tvmsep.contracts import Config, Target, Workload
 from tvmsep.schedules import TEMPLATES
 from tvmsep.targets import load_target, target_names
 
-ARM = [n for n in target_names() if load_target(n).machine in ("aarch64", "armv7l")]
+ARM = [
+    n
+    for n in target_names()
+    if load_target(n).machine in ("aarch64", "armv7l") and load_target(n).gpu is None
+]
 AARCH64 = [n for n in ARM if load_target(n).machine == "aarch64"]
 RUNTIME = {
     *("memcpy", "memset", "TVMFFIErrorSetRaisedFromCStrParts", "TVMFFIErrorSetRaisedFromCStr"),

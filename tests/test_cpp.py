@@ -16,6 +16,7 @@ from tvmsep import api
 from tvmsep.bundle import Bundle, Manifest, Package, export, load_picture
 from tvmsep.bundle.header import c_header
 from tvmsep.contracts import BundleError, InputError
+from tvmsep.targets import load_target
 
 pytestmark = pytest.mark.skipif(not sys.platform.startswith("linux"), reason="ELF and POSIX")
 
@@ -160,6 +161,10 @@ def test_mistakes_are_named(classify: Path, affine_path: Path, tmp_path: Path) -
     manifest = edited(affine_path, target={**target, "requires": ["amx_9"], "vendor": ""})
     path = repack(affine_path, tmp_path / "odd.tvmsep", **{"manifest.json": manifest})
     says(path, "this CPU, which lacks amx_9")
+    gpu = msgspec.to_builtins(load_target("t4").gpu)
+    manifest = edited(affine_path, target={**target, "gpu": gpu})
+    path = repack(affine_path, tmp_path / "odd.tvmsep", **{"manifest.json": manifest})
+    says(path, "is for a CUDA device")
     says(repack(affine_path, path, **{"lib/threads2.so": b"no library"}), "error: ")
     says(affine_path, "neither a P6 picture nor", given=Path(__file__))
     says(tmp_path / "none", "cannot be read")

@@ -10,8 +10,9 @@ from boards_kit import run
 
 from tvmsep.codegen.assembly import Loop, hot_loop
 from tvmsep.contracts import InputError
-from tvmsep.profile.cycles import CycleModel, find_mca, loop_cycles
-from tvmsep.profile.inorder import in_order_cycles
+from tvmsep.estimate.inorder import in_order_cycles
+from tvmsep.estimate.mca import find_mca, loop_cycles
+from tvmsep.profile.cycles import CycleModel
 from tvmsep.targets import load_target, target_names
 
 MODELLED = [n for n in target_names() if load_target(n).mca_cpu]

@@ -20,8 +20,9 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from tvmsep.check import TOLERANCE, Mismatch, relative_errors
+from tvmsep.check import Mismatch, relative_errors
 from tvmsep.contracts import InputError, ModelError
+from tvmsep.contracts.workload import TOLERANCE
 
 if TYPE_CHECKING:
     from tvmsep.api import Prepared
@@ -105,7 +106,7 @@ def compare_data(
     model: Any,
     data: str | os.PathLike[str],
     *,
-    tolerance: float = TOLERANCE,
+    tolerance: float | None = None,
     shapes: Mapping[str, Sequence[int]] | None = None,
     **how: Any,
 ) -> Accuracy:
@@ -118,7 +119,7 @@ def compare_data(
             like it or `input_NAME`) and pictures, which the bundle's preprocessing turns into
             inputs. The first axis of an array may be a multiple of the input's: it is cut into
             samples. Of a bundle's several shapes each file gets the largest batch that it fits.
-        tolerance: relative error above which the two differ.
+        tolerance: relative error above which the two differ; the limit of its dtype by default.
         shapes: of the inputs by name: all samples are of these.
         **how: as for `tvmsep.verify`.
 
@@ -129,10 +130,11 @@ def compare_data(
     from tvmsep.api import prepare_for
     from tvmsep.bundle import Bundle, Package
 
-    if not 0 < tolerance < 1:
-        raise InputError(f"tolerance is {tolerance}: give a share between 0 and 1, such as 1e-5")
     with Package(bundle) as package:
         manifest = package.manifest
+    tolerance = TOLERANCE[manifest.precision] if tolerance is None else tolerance
+    if not 0 < tolerance < 1:
+        raise InputError(f"tolerance is {tolerance}: give a share between 0 and 1, such as 1e-5")
     sets = range(len(manifest.specialisations)) if shapes is None else [manifest.find(shapes)]
     prepared: dict[int, Prepared] = {}
     references: dict[int, tuple[str, Any]] = {}
@@ -330,12 +332,12 @@ def layer_errors(
     from tvmsep.api import choose_configs
     from tvmsep.bundle import Package
     from tvmsep.compiler import compile_library, emit, lower
-    from tvmsep.graph import evaluate, from_relax, make_plan, normalise
+    from tvmsep.graph import evaluate, from_relax, normalise
     from tvmsep.graph.transposes import settle_transposes
 
     threads = next(iter(prepared.plans))
     graph = normalise(from_relax(prepared.imported.module))
-    kernels = {s.output for s in make_plan(graph, prepared.target, threads).steps if s.workload}
+    kernels = {s.output for s in prepared.replan(graph, threads).steps if s.workload}
     layers = [n for n in graph.nodes if n in kernels]
     exact = from_relax(prepared.imported.module)
     settle_transposes(exact)  # a layer that was moved has its moved shape in both
@@ -345,7 +347,7 @@ def layer_errors(
         want = evaluate(exact, dict(zip(exact.inputs, inputs, strict=True)))
     except ModelError:
         return []
-    plan = make_plan(graph, prepared.target, threads, layers)
+    plan = prepared.replan(graph, threads, layers)
     with Package(bundle) as package:
         weights = package.weights(which)
     for name, own in plan.params.items():
@@ -362,9 +364,9 @@ def layer_errors(
 
 
 def _winners(bundle: str | os.PathLike[str]) -> dict[str, Best]:
-    from tvmsep.logs import best_trials, read_log
+    from tvmsep.logs import chosen_by, read_log
 
-    return dict(best_trials(read_log(Path(bundle))))
+    return dict(chosen_by(read_log(Path(bundle))))
 
 
 def _run(library: bytes, inputs: list[Array], weights: list[Array], threads: int) -> list[Array]:

@@ -11,14 +11,12 @@ from typing import TYPE_CHECKING, Any
 
 from tvmsep.contracts import InputError, ModelError, Target, TvmsepError
 from tvmsep.contracts.words import counted
+from tvmsep.contracts.workload import TOLERANCE
 
 if TYPE_CHECKING:
     from tvmsep.bundle import Manifest
     from tvmsep.frontends import Imported
     from tvmsep.graph import Graph
-
-TOLERANCE = 1e-4
-"""Largest error accepted, relative to the largest output: fp32 networks stay far below it."""
 
 
 class Mismatch(TvmsepError):
@@ -39,6 +37,8 @@ class Check:
     """Thread counts whose variants were run; the errors are the worst of them."""
     varies: float
     """How much the output changes with the input, relative to the largest output."""
+    dtype: str = "float32"
+    """Of weights and of activations between kernels: `TOLERANCE` has its limit."""
 
     def lines(self) -> list[str]:
         """For people."""
@@ -57,6 +57,8 @@ class Check:
                 else f" (its own: {self.framework_float64:.1e})"
             )
             text.append(f"error against float64: {self.float64:.1e}{own}")
+        if self.dtype != "float32":
+            text.append(f"computed on {self.dtype}: errors up to {TOLERANCE[self.dtype]:g} allowed")
         moves = f"the output moves by {self.varies:.2g} of its size between two inputs"
         if self.varies < 1e-3:
             moves += ": it hardly depends on the input, so this comparison proves little"
@@ -72,6 +74,10 @@ def cannot_run_here(target: Target, counts: Iterable[int]) -> str | None:
     if why is None and max(counts) > host_cores():
         here = counted("core", host_cores())
         why = f"it is for {counted('thread', max(counts))}, this host has {here}"
+    if why is None and target.gpu is not None:
+        from tvmsep.bundle.device import device_misfit
+
+        why = device_misfit(target.gpu)
     return why
 
 
@@ -123,6 +129,7 @@ def worst(checks: Sequence[Check]) -> Check:
         framework_float64=largest(c.framework_float64 for c in checks),
         threads=checks[0].threads,
         varies=min(c.varies for c in checks),
+        dtype=checks[0].dtype,
     )
 
 
@@ -131,8 +138,9 @@ def check_bundle(
 ) -> Check:
     """Run every variant of a bundle and its model on the same random inputs and compare.
 
-    Three comparisons, each against the same limit: the import (float64 run of the graph) against
-    the framework, the bundle against the framework, the bundle against float64.
+    Three comparisons: the import (float64 run of the graph) against the framework, within what
+    float32 explains; the bundle against the framework and against float64, within `TOLERANCE` of
+    the bundle's dtype.
 
     Args:
         path: the bundle.
@@ -143,12 +151,13 @@ def check_bundle(
 
     Raises:
         ModelError: the model's own outputs are not finite.
-        Mismatch: the outputs differ by more than fp32 explains, or hold NaN or infinity.
+        Mismatch: the outputs differ by more than rounding explains, or hold NaN or infinity.
     """
     from tvmsep.bundle import Bundle, Package
 
     with Package(path, verify=False) as package:
         counts = tuple(v.threads for v in package.manifest.variants)
+        dtype = package.manifest.precision
     runs: list[list[Any]] = []
     varies = 0.0
     inputs: list[Any] = []
@@ -165,9 +174,11 @@ def check_bundle(
         framework_float64=own,
         threads=counts,
         varies=varies,
+        dtype=dtype,
     )
-    _within(check.framework, "the compiled network differs from the model's own framework")
-    _within(check.float64, "the compiled network differs from a float64 run of the model")
+    limit = TOLERANCE[dtype]
+    _within(check.framework, "the compiled network differs from the model's own framework", limit)
+    _within(check.float64, "the compiled network differs from a float64 run of the model", limit)
     return check
 
 
@@ -209,9 +220,9 @@ def _references(
     return theirs, exact, own
 
 
-def _within(error: float | None, what: str) -> None:
-    if error is not None and not error <= TOLERANCE:
-        raise Mismatch(f"{what} by {error:.1e} of the largest output (allowed: {TOLERANCE:.0e})")
+def _within(error: float | None, what: str, limit: float = TOLERANCE["float32"]) -> None:
+    if error is not None and not error <= limit:
+        raise Mismatch(f"{what} by {error:.1e} of the largest output (allowed: {limit:.0e})")
 
 
 @dataclass
@@ -233,7 +244,7 @@ class Recorded:
 def check_expected(
     path: str | os.PathLike[str],
     recording: str | os.PathLike[str],
-    tolerance: float = TOLERANCE,
+    tolerance: float | None = None,
     *,
     shapes: Mapping[str, Sequence[int]] | None = None,
 ) -> Recorded:
@@ -243,7 +254,8 @@ def check_expected(
         path: the bundle.
         recording: a `.npz` file with `input_NAME` for each input and `output_0`, `output_1`, ...
             for the outputs in their order. Their shapes choose among the bundle's.
-        tolerance: largest error accepted, relative to an output's largest recorded value.
+        tolerance: largest error, relative to an output's largest recorded value; by default
+            `TOLERANCE` of the bundle's dtype.
         shapes: of the inputs by name, for a recording that must be of these.
 
     Raises:
@@ -252,11 +264,12 @@ def check_expected(
     """
     from tvmsep.bundle import Bundle, Package
 
-    if not 0 < tolerance < 1:
-        raise InputError(f"tolerance is {tolerance}: give a share between 0 and 1, such as 1e-5")
     with Package(path) as package:
         package.check_host()
         manifest = package.manifest
+    tolerance = TOLERANCE[manifest.precision] if tolerance is None else tolerance
+    if not 0 < tolerance < 1:
+        raise InputError(f"tolerance is {tolerance}: give a share between 0 and 1, such as 1e-5")
     sets = range(len(manifest.specialisations)) if shapes is None else [manifest.find(shapes)]
     which, arrays = _recorded(recording, manifest, sets)
     inputs = [f"input_{t.name}" for t in manifest.inputs]

@@ -31,6 +31,8 @@ class Job:
         isa: `native` or `avx2`.
         runs: timed calls.
         logs: tuning logs for tvmsep; None for those that it ships.
+        dtype: `float32` or `float16`: what a GPU's engine computes with.
+        target: of tvmsep, where it is not this host's.
     """
 
     engine: str
@@ -43,6 +45,8 @@ class Job:
     isa: str
     runs: int
     logs: list[str] | None = None
+    dtype: str = "float32"
+    target: str = "local"
 
 
 def write_json(path: Path, value: Any) -> None:

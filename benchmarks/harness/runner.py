@@ -38,6 +38,8 @@ class Runner:
         timeout_s: of a measuring process.
         logs: tuning logs for tvmsep.
         paths: where the engines' modules are looked for.
+        dtype: what GPUs compute with.
+        target: tvmsep's, for a GPU.
     """
 
     network: Network
@@ -48,6 +50,8 @@ class Runner:
     timeout_s: float
     logs: Sequence[str] | None = None
     paths: Sequence[Path] = (BENCHMARKS,)
+    dtype: str = "float32"
+    target: str = "local"
     versions: dict[str, str] = field(default_factory=dict)
     facts: dict[str, dict[str, str]] = field(default_factory=dict)
     """What an engine says about itself, by `engine/threads`."""
@@ -63,7 +67,8 @@ class Runner:
             engine=engine.name, module=engine.module, package=engine.package,
             model=str(self.network.model), inputs=str(self.network.inputs), folder=str(home),
             threads=threads, isa=self.isa, runs=runs,
-            logs=None if self.logs is None else list(self.logs),
+            logs=None if self.logs is None else list(self.logs), dtype=self.dtype,
+            target=self.target,
         )  # fmt: skip
         write_job(source, job)
         command = [str(python), "-P", "-m", "harness.driver", verb, str(source), str(answer)]

@@ -265,6 +265,8 @@ class Bundle {
 
   void check_host(const std::string& path) const {
     auto target = get<Object>(manifest, "target");
+    if (auto gpu = target.Get(ffi::String("gpu")); gpu && gpu->as<Object>())
+      fail(path + " is for a CUDA device, and this program runs on CPUs: load it from Python");
     std::ifstream file("/proc/cpuinfo");
     std::stringstream text;
     text << file.rdbuf();

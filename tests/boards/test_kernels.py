@@ -20,7 +20,11 @@ from tvmsep.contracts import Target, Workload
 from tvmsep.schedules import TEMPLATES
 from tvmsep.targets import load_target, target_names
 
-NAMES = [n for n in target_names() if load_target(n).machine in ("aarch64", "armv7l")]
+NAMES = [
+    n
+    for n in target_names()
+    if load_target(n).machine in ("aarch64", "armv7l") and load_target(n).gpu is None
+]
 TASKS = 3
 _ACT = ("bias", "relu6")
 _B = {"in_block": 4, "out_block": 4, "epilogue": _ACT}

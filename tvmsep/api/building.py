@@ -41,6 +41,8 @@ class Report:
     tuned: int
     """Tasks whose config comes from a log."""
     tasks: int
+    modelled: bool = False
+    """Whether that log holds modelled times, and nothing was measured."""
     results: tuple[TuneResult, ...] = ()
     """What tuning found, for each set of input shapes that it came to."""
 
@@ -62,6 +64,8 @@ def build(
     params: str | os.PathLike[str] | None = None,
     preprocess: Preprocess | None = None,
     labels: Sequence[str] | None = None,
+    layout: str | None = None,
+    dtype: str | None = None,
     say: Callable[[str], None] = lambda _: None,
 ) -> Report:
     """Build a bundle without measuring.
@@ -79,12 +83,14 @@ def build(
         params: for a Relay program: the file of its weights.
         preprocess: how a picture becomes the input.
         labels: class names.
+        layout: of activations on a GPU: `nchw4c` (the default), `nchw` or `nhwc`.
+        dtype: `float32`, or on a GPU `float16`: of weights, and of activations between kernels.
         say: told of steps that take more than a moment.
 
     Raises:
         TvmsepError: a user's mistake; nothing was written.
     """
-    from tvmsep.logs import best_trials
+    from tvmsep.logs import chosen_by
 
     path = Path(out)
     check_writable(path)
@@ -92,12 +98,12 @@ def build(
         raise InputError(f"{path} is both a log to read and the bundle to write: name another")
     prepared = prepare_all(
         model, target=target, threads=threads, shapes=shapes, example_inputs=example_inputs,
-        params=params,
+        params=params, layout=layout, dtype=dtype,
     )  # fmt: skip
     check_labels(labels, prepared[0].imported)
     trials = read_trials(prepared[0].target, logs)
     return make_bundle(
-        prepared, path, best_trials(trials), len(trials), say, preprocess, labels, None
+        prepared, path, chosen_by(trials), len(trials), say, preprocess, labels, None
     )
 
 
@@ -105,7 +111,8 @@ def read_trials(target: Target, logs: Sequence[str | os.PathLike[str]] | None) -
     """The trials of logs or bundles, of the shipped logs if `logs` is None.
 
     Raises:
-        InputError: a log cannot be read, or is of another target.
+        InputError: a log cannot be read, is of another target or of a board that answers from a log
+            or a formula; or some are measured and others modelled.
     """
     from tvmsep.logs import read_log, shipped_logs
 
@@ -119,9 +126,14 @@ def read_trials(target: Target, logs: Sequence[str | os.PathLike[str]] | None) -
                 f"log {source} is for {', '.join(sorted(wrong))}, not for the target "
                 f"{target.name}: give a log of that target"
             )
-        if not all(t.measured for t in found):
+        if not all(t.measured or t.modelled for t in found):
             raise InputError(f"log {source} is of a board that measures nothing: give another")
         trials += found
+    if len({t.modelled for t in trials}) > 1:
+        raise InputError(
+            "some of these logs hold measured times and some modelled ones (board model), which do "
+            "not compare: give either"
+        )
     return trials
 
 
@@ -163,7 +175,8 @@ def choose_configs(
         if best is not None and best.config in space:
             configs[task.workload] = (task.template, best.config)
             used.append(best.trial)
-            total = None if total is None else total + best.mean_s * task.count
+            known = total is not None and best.trial.measured
+            total = (total or 0.0) + best.mean_s * task.count if known else None
         else:
             default = template.default(task.workload, prepared.target, task.threads)
             configs[task.workload] = (task.template, default)
@@ -222,6 +235,8 @@ def make_bundle(
             flops=first.flops,
             peak_gflops_per_core=peak_gflops,
             further=parts[1:],
+            layout=several[0].layout,
+            dtype=several[0].dtype,
         )
         reason = cannot_run_here(target, several[0].plans)
         check = None
@@ -249,7 +264,7 @@ def make_bundle(
         raise type(error)(str(error).replace(scratch, str(path))) from error
     finally:
         Path(scratch).unlink(missing_ok=True)
-    return Report(manifest, path, check, len(used), tasks)
+    return Report(manifest, path, check, len(used), tasks, any(t.modelled for t in used))
 
 
 def _compile(
@@ -349,7 +364,10 @@ def prepare_for(
     one = manifest.specialisations[which]
     if manifest.further or how.get("shapes"):
         how["shapes"] = {t.name: t.shape for t in one.inputs}
-    prepared = prepare(model, target=manifest.target, threads=[one.variants[0].threads], **how)
+    prepared = prepare(
+        model, target=manifest.target, threads=[one.variants[0].threads],
+        layout=manifest.layout or None, dtype=manifest.precision, **how,
+    )  # fmt: skip
     for what, mine, others in (
         ("takes", one.inputs, prepared.imported.inputs),
         ("gives", one.outputs, prepared.imported.outputs),

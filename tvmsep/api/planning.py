@@ -36,6 +36,18 @@ class Prepared:
     target: Target
     plans: dict[int, Plan]
     """By thread count, with separate depthwise and pointwise kernels."""
+    layout: str = ""
+    """Of activations on a GPU, one of `tvmsep.graph.LAYOUTS`; empty for CPUs."""
+    dtype: str = "float32"
+    """Of weights, and of activations between kernels."""
+
+    def replan(self, graph: Graph, threads: int, returned: Sequence[str] | None = None) -> Plan:
+        """Another graph, or other outputs, planned as this was; see `make_plan`."""
+        from tvmsep.graph import make_plan
+
+        return make_plan(
+            graph, self.target, threads, returned, layout=self.layout, dtype=self.dtype
+        )
 
     @property
     def title(self) -> str:
@@ -69,29 +81,81 @@ def prepare(
     shapes: Mapping[str, Sequence[int]] | None = None,
     example_inputs: tuple[Any, ...] | None = None,
     params: str | os.PathLike[str] | None = None,
+    layout: str | None = None,
+    dtype: str | None = None,
 ) -> Prepared:
     """Import a model and plan it.
+
+    Args:
+        model: as for `tune`, as are the others.
+        target: for what.
+        threads: how many, for each plan.
+        shapes: fixes dynamic input shapes.
+        example_inputs: for a torch module.
+        params: for a Relay program.
+        layout: of activations on a GPU: `nchw4c` (the default), `nchw` or `nhwc`.
+        dtype: `float32` (the default), or on a GPU `float16`: of weights, and of activations
+            between kernels. Inputs and outputs stay as the model has them.
 
     Raises:
         ModelError: the model cannot be read or holds something unsupported.
         TargetError: the target is unknown or malformed.
-        InputError: a thread count is out of range.
+        InputError: a thread count is out of range; no such layout or dtype on this target.
     """
     from tvmsep.frontends import load_model
-    from tvmsep.graph import from_relax, make_plan, normalise
+    from tvmsep.graph import from_relax, normalise
     from tvmsep.targets import load_target
 
     hardware = load_target(target) if isinstance(target, str) else target
     counts = _thread_counts(threads, hardware)
+    layout, dtype = _form(layout, dtype, hardware)
     for n in counts:
+        if hardware.gpu is not None and n != 1:
+            raise InputError(
+                f"threads is {n}; the kernels of target {hardware.name} run on its GPU, and one "
+                "thread starts them: leave threads out, or give 1"
+            )
         if not 1 <= n <= hardware.cores:
             raise InputError(
                 f"threads is {n}; target {hardware.name} has {hardware.cores} cores here: "
                 f"give 1 to {hardware.cores}"
             )
     imported = load_model(model, shapes=shapes, example_inputs=example_inputs, params=params)
-    plans = {n: make_plan(normalise(from_relax(imported.module)), hardware, n) for n in counts}
-    return Prepared(imported, from_relax(imported.module), hardware, plans)
+    graph = from_relax(imported.module)
+    prepared = Prepared(imported, graph, hardware, {}, layout, dtype)
+    for n in counts:
+        prepared.plans[n] = prepared.replan(normalise(from_relax(imported.module)), n)
+    return prepared
+
+
+def _form(layout: str | None, dtype: str | None, target: Target) -> tuple[str, str]:
+    """Layout and dtype as a plan takes them.
+
+    Raises:
+        InputError: the target has no kernels for them.
+    """
+    from tvmsep.contracts.workload import ITEM_BYTES
+    from tvmsep.graph import LAYOUTS
+
+    dtype = dtype or "float32"
+    if dtype not in ITEM_BYTES:
+        raise InputError(f"dtype is {dtype!r}: give {' or '.join(ITEM_BYTES)}")
+    if target.gpu is None:
+        if layout is not None:
+            raise InputError(
+                f"layout is {layout!r}, but target {target.name} is a CPU, whose layout follows "
+                "from its vectors: leave it out, or give a target with a GPU"
+            )
+        if dtype != "float32":
+            raise InputError(
+                f"dtype is {dtype}, but target {target.name} is a CPU, and its kernels are for "
+                "float32: leave it out, or give a target with a GPU"
+            )
+        return "", dtype
+    layout = layout or LAYOUTS[0]
+    if layout not in LAYOUTS:
+        raise InputError(f"layout is {layout!r}: give {', '.join(LAYOUTS)}")
+    return layout, dtype
 
 
 Shapes = Mapping[str, Sequence[int]]

@@ -16,6 +16,7 @@ from tvmsep.contracts import (
     Target,
     Trial,
 )
+from tvmsep.contracts.trial import MODELLED
 
 if TYPE_CHECKING:
     from tvmsep.contracts.preprocess import Preprocess
@@ -43,6 +44,8 @@ def tune(
     tracker: tuple[str, int] | None = None,
     key: str = "",
     builders: int | str | None = None,
+    layout: str | None = None,
+    dtype: str | None = None,
     progress: Callable[[TuneState], None] = lambda _: None,
     say: Callable[[str], None] = lambda _: None,
 ) -> Report:
@@ -70,6 +73,8 @@ def tune(
         key: the boards' key at the tracker.
         builders: compiling processes; one a core by default. Or a Dask scheduler's address,
             `tcp://host:8786`.
+        layout: of activations on a GPU: `nchw4c` (the default), `nchw` or `nhwc`.
+        dtype: `float32`, or on a GPU `float16`: of weights, and of activations between kernels.
         progress: called after every trial.
         say: told of steps that take more than a moment.
 
@@ -89,7 +94,7 @@ def tune(
         raise InputError(f"{path} cannot be the bundle and its log: give another with --log")
     several = prepare_all(
         model, target=target, threads=threads, shapes=shapes, example_inputs=example_inputs,
-        params=params,
+        params=params, layout=layout, dtype=dtype,
     )  # fmt: skip
     hardware = several[0].target
     check_labels(labels, several[0].imported)
@@ -147,6 +152,8 @@ def search(
     warm_start: Sequence[str | os.PathLike[str]] = (),
     shapes: Mapping[str, Sequence[int]] | None = None,
     params: str | os.PathLike[str] | None = None,
+    layout: str | None = None,
+    dtype: str | None = None,
     progress: Callable[[TuneState], None] = lambda _: None,
     say: Callable[[str], None] = lambda _: None,
 ) -> TuneResult:
@@ -154,7 +161,7 @@ def search(
 
     Args:
         model: as for `tune`.
-        board: `tvmsep.measure.ReplayBoard` or `NullBoard`.
+        board: `tvmsep.measure.ReplayBoard`, `NullBoard` or `ModelBoard`.
         log: where its answers go; it holds nothing else.
         target: as for `tune`; it need not fit this host.
         threads: thread counts; the target's cores by default.
@@ -165,6 +172,8 @@ def search(
         warm_start: logs from which the cost model learns beforehand.
         shapes: fixes dynamic input shapes.
         params: for a Relay program: the file of its weights.
+        layout: as for `tune`.
+        dtype: as for `tune`.
         progress: called after every trial.
         say: told what happens.
 
@@ -172,10 +181,13 @@ def search(
         TvmsepError: a user's mistake, or the board knows none of the model's tasks.
     """
     from tvmsep.logs import LogFile
-    from tvmsep.measure.offline import PEAK_FLOPS
+    from tvmsep.measure.offline import PEAK_FLOPS, Offline
     from tvmsep.tuner import tune_tasks
 
-    prepared = prepare(model, target=target, threads=threads, shapes=shapes, params=params)
+    prepared = prepare(
+        model, target=target, threads=threads, shapes=shapes, params=params, layout=layout,
+        dtype=dtype,
+    )  # fmt: skip
     prior = _prior(warm_start, prepared.target)
     name, tasks = board.connect().name, prepared.tasks()
     answered = [t for t in tasks if board.known(t) is None or board.known(t)]
@@ -184,12 +196,16 @@ def search(
             f"board {name} knows none of the {len(tasks)} tasks of this model for "
             f"{prepared.target.name} and the thread counts asked for: give a log of this model"
         )
-    say(f"board {name} measures nothing: times are not this machine's, no bundle is written")
+    told = f"times are modelled ({board.connect().cpu})" if name == MODELLED else (
+        "times are not this machine's"
+    )  # fmt: skip
+    say(f"board {name} measures nothing: {told}, no bundle is written")
     if len(answered) < len(tasks):
         say(f"{len(answered)} of {len(tasks)} tasks are known to board {name}")
+    peak = board.peak_flops_per_core() if isinstance(board, Offline) else PEAK_FLOPS
     with LogFile(Path(log), target=prepared.target.name, measured=False) as records:
         return tune_tasks(
-            answered, prepared.target, board, records, peak_flops_per_core=PEAK_FLOPS,
+            answered, prepared.target, board, records, peak_flops_per_core=peak,
             budget_s=budget_s, trials=trials, seed=seed, strategy=strategy, prior=prior,
             progress=progress,
         )  # fmt: skip

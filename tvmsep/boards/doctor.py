@@ -17,7 +17,10 @@ from tvmsep.boards.examine import Examiner, Steadiness, WrongKey
 from tvmsep.boards.facts import Facts, misfit, version_mismatch
 from tvmsep.boards.lookup import Reached
 from tvmsep.boards.new_target import guess
-from tvmsep.contracts import BoardError, Target
+from tvmsep.contracts import BoardError, Gpu, Target
+from tvmsep.contracts.words import counted
+from tvmsep.measure.device import Device
+from tvmsep.measure.device import misfit as unlike
 from tvmsep.measure.local import LOCAL_KEY, LocalServer
 from tvmsep.measure.lock import HostLock
 from tvmsep.targets import host_cores
@@ -29,6 +32,8 @@ LITTLE_MEMORY = 512 << 20
 NOISE_WARN, NOISE_HIGH = 0.02, 0.10
 """Coefficients of variation of a burst of a millisecond."""
 DRIFT_WARN = 0.03
+CUDA_NEEDED = 13000
+"""Of the driver: the runtime that TVM's wheels are linked with."""
 _UNKNOWN = "the board's server cannot say; ours can (`tvmsep board serve`)"
 
 Level = Literal["ok", "warn", "bad", "unknown"]
@@ -106,6 +111,16 @@ def _findings(examiner: Examiner, at: Reached, target: Target | None) -> Iterato
         except BoardError as error:
             yield Finding("noise", "unknown", f"no reference kernel: {error}", "give --target")
             return
+    if target.gpu is not None:
+        try:
+            device = examiner.device()
+        except BoardError as error:
+            yield Finding("GPU", "bad", str(error), no_cuda(board.facts) if board.ours else "")
+            return
+        found = list(judge_device(device, board.facts, target.gpu, target.name))
+        yield from found
+        if any(f.level == "bad" for f in found):
+            return
     if misfit(board.facts, target) is None:
         yield from _noise(examiner, target)
 
@@ -179,6 +194,56 @@ def judge(facts: Facts) -> Iterator[Finding]:
         )  # fmt: skip
 
 
+def no_cuda(facts: Facts) -> str:
+    """What a board lacks of what TVM's CUDA runtime needs."""
+    if not facts.cuda_driver:
+        return "install NVIDIA's driver, 580 or newer: libcuda.so.1 cannot be loaded there"
+    if facts.cuda_driver < CUDA_NEEDED:
+        return f"update NVIDIA's driver to 580 or newer: it has CUDA {_version(facts.cuda_driver)}"
+    if not facts.cuda_runtime:
+        return (
+            "pip install 'tvmsep[cuda-run]' there and start the server again: CUDA 13's "
+            "libcudart.so.13 cannot be loaded"
+        )
+    return "`nvidia-smi` on the board says what is wrong with the GPU"
+
+
+def judge_device(device: Device, facts: Facts, gpu: Gpu, target: str) -> Iterator[Finding]:
+    """Whether a CUDA device suits a target, and what its times are worth."""
+    why = unlike(device, gpu, target)
+    if why:
+        advice = "`tvmsep targets` lists others; a copy of the TOML file with that arch is one"
+        yield Finding("GPU", "bad", why, advice)
+        return
+    versions = [
+        f"{what} {_version(number)}"
+        for what, number in (("CUDA", device.runtime), ("driver for CUDA", facts.cuda_driver))
+        if number
+    ]
+    says = [device.label, counted("multiprocessor", device.sms), *versions]
+    if device.emulated:
+        advice = "use it to try things; tune on the device itself"
+        yield Finding("GPU", "warn", ", ".join(says) + ": a CPU's time, not a device's", advice)
+    elif device.sms and device.sms != gpu.sms:
+        advice = "tuning works; give a target with its facts for better defaults"
+        text = f"{', '.join(says)}, where target {target} says {gpu.sms}"
+        yield Finding("GPU", "warn", text, advice)
+    else:
+        yield Finding("GPU", "ok", ", ".join(says))
+    little = 0 < device.free_bytes < LITTLE_MEMORY
+    if device.memory_bytes and device.free_bytes:
+        yield Finding(
+            "GPU memory",
+            "warn" if little else "ok",
+            f"{device.free_bytes / 2**20:,.0f} of {device.memory_bytes / 2**20:,.0f} MiB free",
+            "end what else runs there: tensors and weights need some 300 MiB" if little else "",
+        )
+
+
+def _version(number: int) -> str:
+    return f"{number // 1000}.{number % 1000 // 10}"
+
+
 def _clock(facts: Facts) -> Finding:
     says = [f"governor {g}" for g in facts.governors]
     if facts.mhz and facts.max_mhz:
@@ -206,7 +271,8 @@ def _noise(examiner: Examiner, target: Target) -> Iterator[Finding]:
     except BoardError as error:
         yield Finding("kernel", "bad", str(error), "is it the right target?")
         return
-    yield Finding("kernel", "ok", f"{seen.flops / 1e9:.1f} GFLOP/s on one core")
+    where = "on one core" if target.gpu is None else "on the GPU"
+    yield Finding("kernel", "ok", f"{seen.flops / 1e9:.1f} GFLOP/s {where}")
     yield from steady(seen)
 
 

@@ -17,6 +17,7 @@ from tvmsep.boards.facts import Facts, parse
 from tvmsep.boards.lookup import Reached
 from tvmsep.contracts import BoardError, Target
 from tvmsep.measure import builder, peak
+from tvmsep.measure.device import Device, find
 from tvmsep.measure.lock import Scratch
 from tvmsep.measure.results import shorten
 from tvmsep.measure.worker import Worker, WorkerDied, WorkerError, WorkerTimeout
@@ -29,6 +30,9 @@ SESSION_S = 60.0
 """Asked of the server, so that a hung examination ends there too."""
 MIN_BURST_S = 1e-3
 BURSTS = 300
+BURSTS_S = 1.0
+"""Of all bursts together; an emulated device takes long for one, and gets `FEW_BURSTS` at least."""
+FEW_BURSTS = 9
 
 
 @dataclass(frozen=True)
@@ -101,6 +105,19 @@ class Examiner:
         assert isinstance(answer, Identity)
         return answer
 
+    def device(self) -> Device:
+        """Ask the board for its CUDA device, in the session of `identify`.
+
+        Raises:
+            BoardError: it has none that TVM can use, or does not answer.
+        """
+        try:
+            answer = self._runner.call(_device, limit_s=RUN_TIMEOUT_S)
+        except (WorkerDied, WorkerTimeout, WorkerError) as error:
+            raise BoardError(f"the board's CUDA does not answer: {error}") from error
+        assert isinstance(answer, Device)
+        return answer
+
     def steadiness(self, target: Target) -> Steadiness:
         """Compile the reference kernel for a target, and run it on the board for half a second.
 
@@ -163,6 +180,10 @@ def _identify(at: Reached) -> Identity:
     return Identity(facts, False, threads)
 
 
+def _device() -> Device:
+    return find(_remote)
+
+
 def _leave() -> None:
     global _remote
     _remote = None
@@ -173,4 +194,6 @@ def _run(library: Path, target: Target) -> Steadiness:
     _remote.upload(str(library), "peak.so")
     module = _remote.load_module("peak.so")
     flops = peak.measure(_remote, module, target)
-    return Steadiness(peak.bursts(_remote, module, target, flops, MIN_BURST_S, BURSTS), flops)
+    burst_s = max(MIN_BURST_S, peak.flop(target) / flops)
+    count = max(FEW_BURSTS, min(BURSTS, int(BURSTS_S / burst_s)))
+    return Steadiness(peak.bursts(_remote, module, target, flops, burst_s, count), flops)

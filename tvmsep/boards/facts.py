@@ -55,6 +55,10 @@ class Facts(msgspec.Struct, frozen=True):
     max_mhz: float | None = None
     celsius: float | None = None
     throttled: bool | None = None
+    cuda_driver: int = 0
+    """CUDA of the GPU's driver, 13000 for 13.0; 0 if there is none or that is unknown."""
+    cuda_runtime: int = 0
+    """Of the runtime library that TVM needs."""
 
     def cache_bytes(self, level: int) -> int:
         """Size of a data cache, 0 if unknown or absent."""

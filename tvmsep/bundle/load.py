@@ -91,6 +91,7 @@ class Bundle:
                     package.read(s.variants[at].library),
                     [_zeros(t) for t in s.inputs],
                     [weights[n] for n in s.weights],
+                    cuda=manifest.target.gpu is not None,
                 )
                 for s in manifest.specialisations
             ]
@@ -118,8 +119,8 @@ class Bundle:
                 and writeable is read where it lies, other is copied first.
 
         Returns:
-            A new NumPy array of the output's shape, or a tuple of them where there are several. It
-            is TVM's own memory and not copied: `torch.from_dlpack` takes it over.
+            A new NumPy array of the output's shape, or a tuple of them where there are several. On
+            a CPU it is TVM's own memory and not copied: `torch.from_dlpack` takes it over.
 
         Raises:
             InputError: wrong number, shape or dtype.
@@ -162,7 +163,8 @@ class Bundle:
     ) -> list[float]:
         """Seconds that each of `runs` runs took, after `warmup` that don't count.
 
-        The clock runs around the network alone, not around what makes its outputs arrays.
+        The clock runs around the network alone, not around what makes its outputs arrays, nor
+        around what takes inputs to a device.
 
         Args:
             runs: how many to time, at least 1.

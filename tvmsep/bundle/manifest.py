@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
-from typing import Annotated
+from typing import Annotated, Literal
 
 import msgspec
 
@@ -100,8 +100,17 @@ class Manifest(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=
     """Floating-point operations of one run, two a multiply-accumulate; 0 when not counted."""
     peak_gflops_per_core: float | None = None
     """FMA peak of one core of the machine that built the bundle, as measured there."""
+    layout: str | msgspec.UnsetType = msgspec.UNSET
+    """Of activations on a GPU: `nchw4c`, `nchw` or `nhwc`; none for CPUs."""
+    dtype: Literal["float16"] | msgspec.UnsetType = msgspec.UNSET
+    """Of weights and of activations between kernels, where it is not float32."""
     further: tuple[Specialisation, ...] | msgspec.UnsetType = msgspec.UNSET
     """Format 2: the network for other input shapes. What stands above is for the first ones."""
+
+    @property
+    def precision(self) -> str:
+        """Dtype of weights and of activations between kernels."""
+        return self.dtype or "float32"
 
     @property
     def specialisations(self) -> tuple[Specialisation, ...]:

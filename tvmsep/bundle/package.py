@@ -136,6 +136,13 @@ class Package:
                 f"{why}; {advice}"
             )
         self.check_runtime()
+        if target.gpu is not None:
+            from tvmsep.bundle.device import device_misfit
+
+            if (why := device_misfit(target.gpu)) is not None:
+                raise BundleError(
+                    f"{self.path} was built for target {target.name} and cannot run here: {why}"
+                )
 
     def check_runtime(self) -> None:
         """Check that the installed TVM is the one that compiled the bundle.

@@ -33,6 +33,8 @@ from pathlib import Path
 from types import ModuleType
 from typing import Any, TypeVar
 
+from tvmsep.bundle.device import KIND as _CUDA
+from tvmsep.bundle.device import CudaDevice
 from tvmsep.bundle.elf import elf_fault
 from tvmsep.contracts import BundleError
 from tvmsep.contracts.words import counted
@@ -127,11 +129,13 @@ class Program:
         library: the shared library, a Relax VM executable that was linked with the pool.
         inputs: one array per input, for callers' data that cannot be read where it lies.
         weights: 64-byte aligned arrays in call order.
+        cuda: whether its kernels run on a CUDA device.
     """
 
     library: bytes
     inputs: Sequence[Any]
     weights: Sequence[Any]
+    cuda: bool = False
 
 
 class Network:
@@ -142,11 +146,12 @@ class Network:
         threads: how many work on a call, the caller's included.
 
     Raises:
-        BundleError: the library doesn't load, or doesn't take these parameters.
+        BundleError: the library doesn't load, or doesn't take these parameters; there is no device.
     """
 
     def __init__(self, program: Program, threads: int) -> None:
         self._ffi = load_runtime()
+        self._device = CudaDevice(self._ffi) if program.cuda else None
         self._module = _load_library_bytes(self._ffi, program.library)
         try:
             set_threads = self._module.get_function(_THREADS, query_imports=True)
@@ -156,16 +161,18 @@ class Network:
             ) from error
         try:
             self._vm = self._module["vm_load_executable"]()
-            self._vm["vm_initialization"](_CPU, 0, _POOLED)
+            devices = (_CUDA, 0, _POOLED) if self._device else ()
+            self._vm["vm_initialization"](*devices, _CPU, 0, _POOLED)
             arity = self._vm["get_function_arity"]("main")
             if arity != len(program.inputs) + len(program.weights):
                 raise BundleError(
                     f"its library takes {arity} parameters, the manifest lists "
                     f"{len(program.inputs)} inputs and {len(program.weights)} weights"
                 )
-            weights = [self._ffi.from_dlpack(a) for a in program.weights]
+            put = self._device.put if self._device else self._ffi.from_dlpack
+            weights = [put(a) for a in program.weights]
             self._vm["save_function"]("main", "tvmsep_bound", 1, *weights)
-            self._buffers = [(a, self._ffi.from_dlpack(a)) for a in program.inputs]
+            self._buffers = [(a, put(a)) for a in program.inputs]
             self._kept = {a.ctypes.data for a in (*program.inputs, *program.weights)}
             self._main = self._vm["tvmsep_bound"]
         except (AttributeError, RuntimeError, ValueError, TypeError) as error:
@@ -178,11 +185,16 @@ class Network:
         self._end = weakref.finalize(self, _end_threads, set_threads, os.getpid())
 
     def __call__(self, arrays: Sequence[Any]) -> tuple[Any, ...]:
-        """Run on NumPy arrays of the right shapes; the outputs are new arrays on TVM's memory."""
+        """Run on NumPy arrays of the right shapes; the outputs are new arrays.
+
+        They are on TVM's memory, but for those that a device computed.
+        """
         import numpy as np
 
         result = self._main(*self.bind(arrays))
         parts = (result,) if isinstance(result, self._ffi.Tensor) else tuple(result)
+        if self._device:
+            return tuple(map(self._device.get, parts))
         outputs, taken = [], self._kept | {a.ctypes.data for a in arrays}
         for part in parts:
             output = np.from_dlpack(part)
@@ -193,23 +205,32 @@ class Network:
         return tuple(outputs)
 
     def bind(self, arrays: Sequence[Any]) -> list[Any]:
-        """TVM's tensors for arrays: on their own memory where kernels can read it, else copied."""
+        """TVM's tensors for arrays: on their own memory where kernels can read it, else copied.
+
+        Those of a device are the same at each call.
+        """
         import numpy as np
 
         tensors = []
         for array, (buffer, tensor) in zip(arrays, self._buffers, strict=True):
             flags = array.flags
             # A read-only array has no DLPack form that TVM understands.
-            if flags.c_contiguous and flags.aligned and flags.writeable:
-                tensors.append(self._ffi.from_dlpack(array))
-            else:
+            usable = flags.c_contiguous and flags.aligned and flags.writeable
+            if not usable:
                 np.copyto(buffer, array)
-                tensors.append(tensor)
+            if self._device:
+                self._device.write(array if usable else buffer, tensor)
+            elif usable:
+                tensor = self._ffi.from_dlpack(array)
+            tensors.append(tensor)
         return tensors
 
     def run(self, tensors: Sequence[Any]) -> Any:
-        """Run on what `bind` made and leave the outputs in TVM's memory."""
-        return self._main(*tensors)
+        """Run to the end on what `bind` made and leave the outputs in TVM's memory."""
+        result = self._main(*tensors)
+        if self._device:
+            self._device.wait()
+        return result
 
     def unload(self) -> None:
         """End the threads and drop the library."""

@@ -22,9 +22,10 @@ from numpy.typing import NDArray
 
 from tvmsep.bundle.load import Bundle
 from tvmsep.bundle.manifest import TensorInfo
+from tvmsep.bundle.package import Package
 from tvmsep.contracts import InputError
 
-PROVIDER = "CPUExecutionProvider"
+PROVIDER, CUDA_PROVIDER = "CPUExecutionProvider", "CUDAExecutionProvider"
 _TYPES = {"float32": "float", "float64": "double"}
 """ONNX's names where they are not NumPy's."""
 
@@ -61,14 +62,16 @@ class InferenceSession:
     Args:
         path: a `.tvmsep` file.
         sess_options: a `SessionOptions`, for the thread count.
-        providers: as for onnxruntime, the names or (name, options) pairs; the CPU's must be there.
+        providers: as for onnxruntime, the names or (name, options) pairs; the one that the bundle
+            is for must be there.
 
     Attributes:
         bundle: the `Bundle`, which can be closed before the session is collected.
 
     Raises:
         BundleError: as for `Bundle.load`.
-        InputError: no provider of the list is the CPU, or the thread count is out of range.
+        InputError: no provider of the list is what the bundle is for, or the thread count is out
+            of range.
     """
 
     def __init__(
@@ -79,10 +82,14 @@ class InferenceSession:
     ) -> None:
         if not isinstance(path_or_bytes, str | os.PathLike):
             raise InputError("a bundle is loaded from its file: give its path")
-        names = [p if isinstance(p, str) else p[0] for p in providers or (PROVIDER,)]
-        if PROVIDER not in names:
+        with Package(path_or_bytes) as package:
+            on_device = package.manifest.target.gpu is not None
+        self._provider = CUDA_PROVIDER if on_device else PROVIDER
+        names = [p if isinstance(p, str) else p[0] for p in providers or (self._provider,)]
+        if self._provider not in names:
+            where = "a CUDA device" if on_device else "the CPU"
             raise InputError(
-                f"providers are {', '.join(names)}: a bundle runs on the CPU; give {PROVIDER}"
+                f"providers are {', '.join(names)}: a bundle runs on {where}; give {self._provider}"
             )
         threads = sess_options.intra_op_num_threads if sess_options else 0
         self.bundle = Bundle.load(path_or_bytes, threads or None)
@@ -98,8 +105,8 @@ class InferenceSession:
         return _nodes([one.outputs for one in self.bundle.manifest.specialisations])
 
     def get_providers(self) -> list[str]:
-        """Always the CPU's."""
-        return [PROVIDER]
+        """The one that the bundle is for."""
+        return [self._provider]
 
     def run(
         self,

@@ -66,6 +66,8 @@ def write_bundle(
     flops: int = 0,
     peak_gflops_per_core: float | None = None,
     further: Sequence[Compiled] = (),
+    layout: str = "",
+    dtype: str = "float32",
 ) -> Manifest:
     """Write a bundle; equal arguments make equal files.
 
@@ -90,6 +92,8 @@ def write_bundle(
         flops: floating-point operations of one run, two a multiply-accumulate.
         peak_gflops_per_core: FMA peak of one core, as measured on this machine.
         further: the network for other input shapes, for the same thread counts.
+        layout: of activations on a GPU; empty for CPUs.
+        dtype: of weights and of activations between kernels: float32 or float16.
 
     Raises:
         BundleError: the file cannot be written (nothing is left behind), or the parts don't fit
@@ -125,6 +129,8 @@ def write_bundle(
         log_total=max(log_total, len(log_lines)),
         flops=flops,
         peak_gflops_per_core=peak_gflops_per_core,
+        layout=layout or msgspec.UNSET,
+        dtype="float16" if dtype == "float16" else msgspec.UNSET,
         further=tuple(parts[1:]) or msgspec.UNSET,
     )
     try:

@@ -32,6 +32,7 @@ def print_report(report: Report, as_json: bool) -> None:
             "bytes": size,
             "tasks": report.tasks,
             "tuned_tasks": report.tuned,
+            "modelled": report.modelled,
             "check": msgspec.to_builtins(report.check),
             "variants": msgspec.to_builtins(report.manifest.variants),
             "kernels_s": state.kernels_s if state else {},
@@ -56,7 +57,8 @@ def print_report(report: Report, as_json: bool) -> None:
             print(f"{one.title}:")
         for v in one.variants:
             _print_variant(v, states[n] if n < len(states) else None)
-    print(f"{report.tuned} of {report.tasks} kernels run a measured config")
+    how = "that a model chose: modelled, not measured" if report.modelled else "that was measured"
+    print(f"{report.tuned} of {report.tasks} kernels run a config {how}")
     print(f"wrote {report.path} ({size / 1e6:.1f} MB)")
 
 

@@ -13,7 +13,7 @@ from tvmsep.bundle import Package
 from tvmsep.cli.table import print_table
 from tvmsep.compiler import emit
 from tvmsep.graph import Plan
-from tvmsep.logs import best_trials
+from tvmsep.logs import chosen_by
 from tvmsep.profile import CycleModel, modelled, parse_relax
 from tvmsep.tuner.fusion import choose_plan
 
@@ -25,7 +25,7 @@ def show_cycles(prepared: Prepared, plan: Plan, log: Path | None, as_json: bool)
         InputError: the target has no model, or llvm-mca is missing.
     """
     target = prepared.target
-    winners = best_trials(read_trials(target, None if log is None else [log]))
+    winners = chosen_by(read_trials(target, None if log is None else [log]))
     plan, _ = choose_plan(plan, target, winners)
     configs, _, _ = choose_configs(prepared, plan, winners)
     _print(modelled(emit(plan, target, configs), target, prepared.imported.name), as_json)

@@ -51,12 +51,14 @@ def export(
         note = package.manifest.shape_note(which)
         also = f" {package.manifest.specialisations[which].options}" if shapes else ""
         count = len(package.manifest.specialisations)
+        needs = "libtvm_runtime and libtvm_ffi"
+        if package.manifest.target.gpu is not None:
+            needs = f"libtvm_runtime_cuda, {needs}"
     of = f", for {note}" if note else ""
     if format is ExportFormat.object:
         print(
-            f"{output}: kernels, weights and manifest{of}; link it with libtvm_runtime and "
-            f"libtvm_ffi; its names: tvmsep export {bundle} --format header{also} "
-            f"-o {output.with_suffix('')}.h"
+            f"{output}: kernels, weights and manifest{of}; link it with {needs}; its names: "
+            f"tvmsep export {bundle} --format header{also} -o {output.with_suffix('')}.h"
         )
     elif format is ExportFormat.so:
         print(

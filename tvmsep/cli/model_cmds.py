@@ -15,7 +15,9 @@ from tvmsep.cli import interrupt, options
 from tvmsep.cli.built import print_report
 from tvmsep.cli.options import (
     AsJson,
+    DtypeOption,
     LabelsOption,
+    LayoutOption,
     Model,
     ParamsOption,
     PreprocessOption,
@@ -26,6 +28,7 @@ from tvmsep.cli.options import (
 )
 from tvmsep.cli.verify_cmd import verify
 from tvmsep.contracts import BoardError, InputError
+from tvmsep.contracts.trial import MODELLED
 
 if TYPE_CHECKING:
     from tvmsep.tuner import Strategy
@@ -92,8 +95,9 @@ def tune(
     board: Annotated[
         str | None,
         typer.Option(
-            metavar="replay:LOG|null[:TIME]",
-            help="Measure nothing: answer from a log, or from a formula; writes no bundle.",
+            metavar="model|replay:LOG|null[:TIME]",
+            help="Measure nothing: answer by a model of the target, from a log, or from a "
+            "formula; writes no bundle.",
         ),
     ] = None,
     strategy: Annotated[
@@ -110,6 +114,8 @@ def tune(
     params: ParamsOption = None,
     preprocess: PreprocessOption = None,
     labels: LabelsOption = None,
+    layout: LayoutOption = None,
+    dtype: DtypeOption = None,
     as_json: AsJson = False,
 ) -> None:
     """Tune a model on this host or over RPC and write a bundle.
@@ -134,7 +140,7 @@ def tune(
         _search(
             model, board, target=target, threads=threads, budget=budget, trials=trials, log=log,
             seed=seed, strategy=way, warm_start=warm_start or [], shape=shape,
-            params=params, as_json=as_json,
+            params=params, layout=layout, dtype=dtype, as_json=as_json,
         )  # fmt: skip
         return
     out = _out(output, model)
@@ -158,6 +164,8 @@ def tune(
             tracker=tracker,
             key=key,
             builders=options.builders(builders),
+            layout=layout,
+            dtype=dtype,
             progress=progress,
             say=_say,
         )
@@ -188,15 +196,17 @@ def _search(
     warm_start: list[Path],
     shape: list[str] | None,
     params: Path | None,
+    layout: str | None,
+    dtype: str | None,
     as_json: bool,
 ) -> None:
     """`tune --board`."""
     from tvmsep import api
     from tvmsep.cli.progress import TuneProgress, summary
 
-    offline = options.offline_board(board)
+    offline = options.offline_board(board, target)
     name = offline.connect().name
-    with TuneProgress() as progress:
+    with offline, TuneProgress() as progress:
         result = api.search(
             model,
             offline,
@@ -210,6 +220,8 @@ def _search(
             warm_start=warm_start,
             shapes=options.shapes(shape),
             params=params,
+            layout=layout,
+            dtype=dtype,
             progress=progress,
             say=_say,
         )
@@ -217,10 +229,18 @@ def _search(
     sums = {n: state.network_s(n) for n in state.thread_counts}
     known = {n: s if math.isfinite(s) else None for n, s in sums.items()}
     if as_json:
-        print(json.dumps({"measured": False, "board": name, "reason": result.reason,
-                          "trials": state.trials, "tasks_s": known}))  # fmt: skip
+        text = {
+            "measured": False,
+            "modelled": name == MODELLED,
+            "board": name,
+            "reason": result.reason,
+            "trials": state.trials,
+            "tasks_s": known,
+        }
+        print(json.dumps(text))
     else:
-        print(f"not measured (board {name}), ended ({result.reason}): {summary(state)}")
+        how = "modelled, not measured" if name == MODELLED else "not measured"
+        print(f"{how} (board {name}), ended ({result.reason}): {summary(state)}")
     if result.reason == "interrupted":
         raise typer.Exit(130)
 
@@ -241,6 +261,8 @@ def build(
     params: ParamsOption = None,
     preprocess: PreprocessOption = None,
     labels: LabelsOption = None,
+    layout: LayoutOption = None,
+    dtype: DtypeOption = None,
     as_json: AsJson = False,
 ) -> None:
     """Build a bundle without measuring, from logs or from analytic defaults."""
@@ -258,6 +280,8 @@ def build(
         params=params,
         preprocess=options.preprocess(preprocess),
         labels=options.labels(labels),
+        layout=layout,
+        dtype=dtype,
         say=_say,
     )
     print_report(report, as_json)
@@ -278,6 +302,10 @@ def inspect(
     cycles: Annotated[
         bool,
         typer.Option(help="Model each kernel's hot loop on the target's core; MODEL or a bundle."),
+    ] = False,
+    resources: Annotated[
+        bool,
+        typer.Option(help="Registers, spills, shared memory, occupancy: a CUDA target's bundle."),
     ] = False,
     budget: Annotated[
         str | None, typer.Option(metavar="TIME", help="With --savings: tune both forms first.")
@@ -302,9 +330,16 @@ def inspect(
         raise InputError("--budget belongs to --savings: give it too")
     if log and not (savings or roofline or cycles):
         raise InputError("--log belongs to --savings, --roofline, --cycles: give one of them too")
+    if resources and (savings or roofline or cycles or not model.endswith(".tvmsep")):
+        raise InputError("--resources is a table of a bundle: inspect BUNDLE --resources")
     if model.endswith(".tvmsep"):
+        if resources:
+            from tvmsep.cli.resource_table import show_resources
+
+            show_resources(Path(model), as_json)
+            return
         if not cycles:
-            raise InputError(f"{model} is a bundle: inspect a model, or give --cycles")
+            raise InputError(f"{model} is a bundle: inspect a model, or give --cycles, --resources")
         from tvmsep.cli.cycle_table import show_bundle_cycles
 
         show_bundle_cycles(Path(model), threads, options.shapes(shape), as_json)

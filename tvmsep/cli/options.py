@@ -14,7 +14,7 @@ from tvmsep.contracts import InputError
 if TYPE_CHECKING:
     from tvmsep.contracts import Target
     from tvmsep.contracts.preprocess import Preprocess
-    from tvmsep.measure import NullBoard, ReplayBoard
+    from tvmsep.measure import ModelBoard, NullBoard, ReplayBoard
     from tvmsep.tuner import Strategy
 
 Model = Annotated[
@@ -56,6 +56,20 @@ PreprocessOption = Annotated[
 ]
 LabelsOption = Annotated[
     Path | None, typer.Option("--labels", metavar="FILE", help="Class names, one a line.")
+]
+LayoutOption = Annotated[
+    str | None,
+    typer.Option(
+        "--layout", metavar="nchw4c|nchw|nhwc", help="Of activations on a GPU; by default nchw4c."
+    ),
+]
+DtypeOption = Annotated[
+    str | None,
+    typer.Option(
+        "--dtype",
+        metavar="float32|float16",
+        help="On a GPU: of weights and what lies between kernels; inputs and outputs stay float32.",
+    ),
 ]
 AsJson = Annotated[bool, typer.Option("--json", help="Print JSON instead of a table.")]
 
@@ -120,26 +134,34 @@ def strategy(text: str) -> Strategy:
     raise InputError(f"--strategy {text!r}: write xgboost, random or default")
 
 
-def offline_board(text: str) -> ReplayBoard | NullBoard:
-    """`replay:LOG`, `null`, or `null:5ms`.
+def offline_board(text: str, target: str) -> ReplayBoard | NullBoard | ModelBoard:
+    """`replay:LOG`, `model`, `null`, or `null:5ms`.
+
+    Args:
+        text: the option's.
+        target: name or file: what `model` models.
 
     Raises:
-        InputError: anything else.
+        InputError: anything else, or the target has no model.
         LogError: the log cannot be read.
+        TargetError: no such target.
     """
     from tvmsep.logs import read_log
-    from tvmsep.measure import NullBoard, ReplayBoard
+    from tvmsep.measure import ModelBoard, NullBoard, ReplayBoard
+    from tvmsep.targets import load_target
 
     kind, _, rest = text.partition(":")
     if kind == "replay" and rest:
         return ReplayBoard(read_log(rest))
+    if text == "model":
+        return ModelBoard(load_target(target))
     if kind == "null":
         found = re.fullmatch(r"(\d+(?:\.\d+)?)(ms|s)", rest)
         if found:
             return NullBoard(float(found.group(1)) * (1e-3 if found.group(2) == "ms" else 1.0))
         if not rest:
             return NullBoard()
-    raise InputError(f"--board {text!r}: write replay:LOG, null, or null:5ms")
+    raise InputError(f"--board {text!r}: write model, replay:LOG, null, or null:5ms")
 
 
 def shapes(items: list[str] | None) -> dict[str, tuple[int, ...]] | None:

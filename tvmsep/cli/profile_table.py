@@ -10,9 +10,10 @@ import msgspec
 from tvmsep.api import Prepared, choose_configs, must_fit, read_trials
 from tvmsep.cli.table import print_table
 from tvmsep.compiler import emit
+from tvmsep.contracts.trial import EMULATED_NOTE, is_emulated
 from tvmsep.contracts.words import counted
 from tvmsep.graph import Plan
-from tvmsep.logs import best_trials
+from tvmsep.logs import chosen_by
 from tvmsep.measure import Farm
 from tvmsep.measure.network import random_inputs
 from tvmsep.profile import LOW, Profile, profile_module
@@ -28,7 +29,7 @@ def show_roofline(prepared: Prepared, plan: Plan, log: Path | None, as_json: boo
     """
     target = prepared.target
     must_fit(target)
-    winners = best_trials(read_trials(target, None if log is None else [log]))
+    winners = chosen_by(read_trials(target, None if log is None else [log]))
     plan, _ = choose_plan(plan, target, winners)
     configs, used, _ = choose_configs(prepared, plan, winners)
     kinds = [(shape, plan.input_dtypes.get(n, "float32")) for n, shape in plan.inputs.items()]
@@ -81,17 +82,27 @@ def print_profile(profile: Profile, remark: str = "") -> None:
         + (f", {remark}" if remark else ""),
     )  # fmt: skip
     limits = ", ".join(f"{n} {rate / 1e9:.0f} GB/s" for n, rate in profile.bandwidths.items())
+    what = "the GPU" if profile.gap.events else counted("thread", profile.threads)
     print(
         "us and bound us are of all runs; the others of one. Measured limits of "
-        f"{counted('thread', profile.threads)}: FMA peak {peak / 1e9:.0f} GFLOP/s, {limits}"
+        f"{what}: FMA peak {peak / 1e9:.0f} GFLOP/s, {limits}"
     )
     for line in gap_lines(profile):
         print(line)
+    if is_emulated(profile.cpu):
+        print(f"board {profile.board or 'local'} {EMULATED_NOTE}")
 
 
 def gap_lines(profile: Profile) -> list[str]:
     """The sum of the layers against the whole, and the names of the difference."""
     g = profile.gap
+    if g.events:
+        return [
+            f"the kernels sum to {profile.layers_s * 1e6:.0f} us by CUDA events between them, the "
+            f"network takes {profile.network_s * 1e6:.0f} us ({profile.apart:+.1%}): the events "
+            "delay the next kernel, and the call goes before the first",
+            f"  noise {g.noise_s * 1e6:9.1f} us  either way: less than that says nothing",
+        ]
     return [
         f"the layers sum to {profile.layers_s * 1e6:.0f} us, the network takes "
         f"{profile.network_s * 1e6:.0f} us ({profile.apart:+.1%}), of the difference:",

@@ -5,13 +5,16 @@ from __future__ import annotations
 import json
 import re
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from tvmsep.cli.options import AsJson
 from tvmsep.contracts import InputError
 from tvmsep.contracts.words import counted
+
+if TYPE_CHECKING:
+    from tvmsep.contracts import Target
 
 targets = typer.Typer(invoke_without_command=True)
 
@@ -30,7 +33,7 @@ def listing(ctx: typer.Context, as_json: AsJson = False) -> None:
 
     from tvmsep.cli.table import print_table
     from tvmsep.contracts import TargetError
-    from tvmsep.targets import load_target, local_target, misfit, target_names
+    from tvmsep.targets import load_target, local_target, target_names
 
     known = [load_target(n) for n in target_names()]
     try:
@@ -42,12 +45,23 @@ def listing(ctx: typer.Context, as_json: AsJson = False) -> None:
         return
     print_table(
         ("target", "description", "this host"),
-        [
-            [t.name, t.description, "local" if t.name == local else (misfit(t) or "runs it")]
-            for t in known
-        ],
+        [[t.name, t.description, "local" if t.name == local else _here(t)] for t in known],
         left=3,
     )
+
+
+def _here(t: Target) -> str:
+    """What this host can do with a target's code."""
+    from tvmsep.bundle.device import device_misfit
+    from tvmsep.contracts.target import CUDA
+    from tvmsep.targets import misfit
+
+    if t.gpu is None:
+        return misfit(t) or "runs it"
+    if t.gpu.compile_only:
+        return f"compile only: its CUDA is {t.gpu.newest_cuda}, TVM needs {CUDA}"
+    why = misfit(t) or device_misfit(t.gpu)
+    return f"compile only: {why.partition(':')[0]}" if why else "runs it"
 
 
 @targets.command()

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
+from tvmsep.codegen.limits import check_limits
 from tvmsep.contracts import Config, Target, Workload
 from tvmsep.schedules import TEMPLATES
 
@@ -32,11 +33,16 @@ def kernel(w: Workload, t: Target, template: str, c: Config, name: str = "main")
 
     Parameters are the activation, weights, bias and residual (those that the workload has), then
     the output, all in the packed layouts that the template's `compute` documents.
+
+    Raises:
+        DeviceCodeRefused: it is for a GPU, and needs more than that has. TVM's errors pass through.
     """
     from tvm import s_tir
 
     tpl = TEMPLATES[template]
     sch = s_tir.Schedule(tpl.compute(w, t, c), error_render_level="none")
     tpl.apply(sch, w, t, c)
+    if t.gpu is not None:
+        check_limits(sch.mod, t.gpu)
     func: tirx.PrimFunc = sch.mod["main"].with_attr("global_symbol", name)
     return func.with_attr("tirx.noalias", True)

@@ -44,15 +44,24 @@ def input_shapes(w: Workload) -> list[tuple[str, tuple[int, ...]]]:
     return shapes
 
 
+def input_dtypes(w: Workload) -> list[str]:
+    """Of each kernel parameter but the output, in the order of `input_shapes`."""
+
+    def dtype(name: str) -> str:
+        return w.in_dtype if name == "x" else "float32" if name.startswith("bias") else w.dtype
+
+    return [dtype(name) for name, _ in input_shapes(w)]
+
+
 def example_inputs(w: Workload, seed: int) -> list[Array]:
-    """Random fp32 parameters (without the output); what belongs to padding channels is zero."""
+    """Random parameters (without the output); what belongs to padding channels is zero."""
     rng = np.random.default_rng(seed)
     if w.op == "dwpw":
         mid, last = w.parts
         return [*example_inputs(mid, seed), *example_inputs(last, seed + 1)[1:]]
     fan_in = max(1, w.macs // max(1, w.n * w.oc * w.oh * w.ow))
     arrays = []
-    for name, shape in input_shapes(w):
+    for (name, shape), dtype in zip(input_shapes(w), input_dtypes(w), strict=True):
         a = rng.standard_normal(shape, dtype=np.float32)
         if name == "w":
             a *= np.float32((2 / fan_in) ** 0.5)
@@ -60,7 +69,7 @@ def example_inputs(w: Workload, seed: int) -> list[Array]:
                 a[:, w.ic :] = 0
             elif w.op == "conv" and w.in_block and w.groups == 1 and w.ic % w.in_block:
                 a[:, -1, :, :, w.ic % w.in_block :] = 0
-        arrays.append(a)
+        arrays.append(a.astype(dtype, copy=False))
     return arrays
 
 

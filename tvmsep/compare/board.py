@@ -16,6 +16,7 @@ from tvmsep.compare.engines import Array
 from tvmsep.compare.kernels import Choice
 from tvmsep.compare.rounds import Entrant, Round
 from tvmsep.contracts import BoardError, InputError, Target, TvmsepError
+from tvmsep.contracts.trial import EMULATED_NOTE, is_emulated
 from tvmsep.measure import Board, Failed, Farm
 from tvmsep.measure.network import NetworkJob
 
@@ -55,6 +56,8 @@ def compare_kernels_there(
     shuffler = random.Random(seed)
     with Farm(target, tracker=tracker, key=key, seed=seed, one_board=True) as farm:
         board = _first(farm, told)
+        if is_emulated(board.cpu):
+            warnings.append(f"board {board.name} {EMULATED_NOTE}")
         for threads, mine in choices.items():
             told(f"building {len(mine)} kernels, threads {threads}")
             built = farm.build([(x.task, x.config) for x in mine])
@@ -116,6 +119,8 @@ def compare_there(
         Farm(target, builders=0, tracker=tracker, key=key, seed=seed, one_board=True) as farm,
     ):
         board = _first(farm, told)
+        if is_emulated(board.cpu):
+            warnings.append(f"board {board.name} {EMULATED_NOTE}")
         for threads, entrants in prepared:
             jobs = [
                 _job(e, inputs[0], target, Path(folder) / f"{threads}-{i}.so")

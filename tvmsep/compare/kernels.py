@@ -10,7 +10,7 @@ from pathlib import Path
 from tvmsep.contracts import Config, InputError, Target, Task
 from tvmsep.contracts.words import counted
 from tvmsep.graph import Plan
-from tvmsep.logs import best_trials, read_log
+from tvmsep.logs import chosen_by, read_log
 from tvmsep.schedules import TEMPLATES
 from tvmsep.tuner.state import task_key
 
@@ -94,7 +94,7 @@ def _choice(word: str, task: Task, target: Target) -> Choice:
         )
         return Choice(word, word, other, template.default(w, target, task.threads))
     if path.suffix in (".jsonl", ".tvmsep"):
-        best = best_trials(read_log(path)).get(task_key(task))
+        best = chosen_by(read_log(path)).get(task_key(task))
         if best is None:
             raise InputError(
                 f"{word} has no trial of {label} for {target.name} at "

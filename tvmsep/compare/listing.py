@@ -55,10 +55,12 @@ def side(choice: Choice, target: Target) -> Side:
 
     from tvmsep.codegen import kernel
     from tvmsep.codegen.assembly import hot_loop
+    from tvmsep.codegen.cuda import building
 
     try:
         func = kernel(choice.task.workload, target, choice.template, choice.config)
-        library = tvm.tirx.build(func, tvm.target.Target(target.tvm_dict()))
+        with building(target):
+            library = tvm.tirx.build(func, tvm.target.Target(target.tvm_dict()))
         loops = _loops(func)
     except Exception as error:  # TVM raises whatever it likes
         raise InputError(f"{choice.text}: TVM refuses this config: {error}") from error

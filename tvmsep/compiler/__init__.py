@@ -9,19 +9,36 @@ from tvmsep.compiler.compile import (
     peak_bytes,
 )
 from tvmsep.compiler.emit import emit
-from tvmsep.compiler.stamped import PROBE_RUNS, PROBES, Part, Stamped, parts, read_relax, stamp
+from tvmsep.compiler.events import MARKED, MARKS, TIME, events_object, mark, mark_id
+from tvmsep.compiler.stamped import (
+    PROBE_RUNS,
+    PROBES,
+    Part,
+    Stamped,
+    kernel_names,
+    parts,
+    read_relax,
+    stamp,
+)
 
 __all__ = [
+    "MARKED",
+    "MARKS",
     "PROBES",
     "PROBE_RUNS",
     "Part",
     "SYSTEM_LIB",
     "Stamped",
+    "TIME",
     "clock_call",
     "compile_library",
     "compile_object",
     "emit",
+    "events_object",
+    "kernel_names",
     "lower",
+    "mark",
+    "mark_id",
     "parts",
     "peak_bytes",
     "read_relax",

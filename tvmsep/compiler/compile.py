@@ -9,7 +9,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from tvmsep.codegen import compile_c, link_object, link_shared
+from tvmsep.codegen.cuda import building, device_object
 from tvmsep.compiler.fallback import schedule_rest
+from tvmsep.compiler.fallback_cuda import legalise_scans, schedule_rest_cuda
 from tvmsep.compiler.unaligned import accept_unaligned_inputs
 from tvmsep.contracts import ModelError, Target
 
@@ -34,11 +36,16 @@ def lower(mod: IRModule, target: Target) -> IRModule:
         return tvm.transform.Sequential(list(passes))(m)
 
     with tvm.target.Target(target.tvm_dict()):
+        if target.gpu is not None:
+            mod = legalise_scans(mod)
         mod = run(mod, DispatchSortScan(), rt.LegalizeOps())
         _check_legal(mod)
         mod = run(mod, rt.AnnotateTIROpPattern(), rt.FuseOps(), rt.FuseTIR())
         mod = run(mod, rt.RewriteDataflowReshape(), rt.DeadCodeElimination())
-        mod = accept_unaligned_inputs(schedule_rest(mod, target))
+        if target.gpu is not None:
+            mod = schedule_rest_cuda(mod, target)
+        else:
+            mod = accept_unaligned_inputs(schedule_rest(mod, target))
         return run(
             mod,
             rt.ToNonDataflow(),
@@ -90,6 +97,7 @@ def compile_library(lowered: IRModule, target: Target, kernels: Sequence[Path] =
         kernels: object files of those that the module calls and does not hold.
 
     Raises:
+        DeviceCodeRefused: with the words of a device's compiler.
         LinkError: with the linker's words.
     """
     ex = _build(lowered, target)
@@ -98,6 +106,7 @@ def compile_library(lowered: IRModule, target: Target, kernels: Sequence[Path] =
         pool.write_bytes(compile_c(_POOL, target.triple))
 
         def link(output: str, objects: list[str], **_: Any) -> None:
+            _compile_imports(ex, target, objects)
             link_shared([*map(Path, objects), *kernels, pool], Path(output), target)
 
         link.output_format = "so"  # type: ignore[attr-defined]
@@ -118,9 +127,11 @@ def compile_object(lowered: IRModule, target: Target, data: Mapping[str, bytes])
         data: files to embed, by name; see `link_object`.
 
     Raises:
+        DeviceCodeRefused: with the words of a device's compiler.
         LinkError: with the linker's words.
     """
     ex = _build(lowered, target)
+    prefix = str(lowered.attrs[SYSTEM_LIB])
     with tempfile.TemporaryDirectory(prefix="tvmsep-") as folder:
         out = Path(folder) / "lib.o"
         files = [Path(folder) / name for name in data]
@@ -128,6 +139,7 @@ def compile_object(lowered: IRModule, target: Target, data: Mapping[str, bytes])
             file.write_bytes(data[file.name])
 
         def link(output: str, objects: list[str], **_: Any) -> None:
+            _compile_imports(ex, target, objects, prefix)
             link_object([*map(Path, objects)], files, Path(output), target)
 
         link.output_format = "o"  # type: ignore[attr-defined]
@@ -135,10 +147,18 @@ def compile_object(lowered: IRModule, target: Target, data: Mapping[str, bytes])
         return out.read_bytes()
 
 
+def _compile_imports(ex: Any, target: Target, objects: list[str], prefix: str = "") -> None:
+    """Replace the object file that TVM made for what a module imports, CUDA C, by machine code."""
+    if target.gpu is None or (code := device_object(ex.mod, target, prefix)) is None:
+        return
+    (imports,) = (x for x in objects if x.endswith("devc.o"))
+    Path(imports).write_bytes(code)
+
+
 def _build(lowered: IRModule, target: Target) -> Any:
     import tvm
     from tvm import relax
 
-    return relax.build(
-        lowered, tvm.target.Target(target.tvm_dict()), relax_pipeline=None, tir_pipeline="s_tir"
-    )
+    device = tvm.target.Target(target.tvm_dict())
+    with building(target):
+        return relax.build(lowered, device, relax_pipeline=None, tir_pipeline="s_tir")

@@ -9,6 +9,7 @@ import msgspec
 
 from tvmsep.codegen import kernel
 from tvmsep.compiler.clock import Clock, stamps_shape
+from tvmsep.compiler.events import MARKED
 from tvmsep.contracts import Config, ModelError, Target, Workload
 from tvmsep.graph.importer import is_tensor
 from tvmsep.graph.ir import VIEWS, Node
@@ -39,7 +40,8 @@ def emit(
         target: what to schedule for.
         configs: template and config of each workload of the plan.
         stamped_runs: above 0, the network takes one parameter more, which `stamps_shape`
-            describes, and reads the clock into it before its first step and after each one.
+            describes, and reads the clock into it before its first step and after each one. For a
+            GPU's target the module only gets the attribute `MARKED`, see `events.py`.
         extern: names of the kernels if they are not to be part of the module but called there,
             compiled before; `configs` is not used then.
         kernels: scheduled PrimFuncs of others, to take instead of what `configs` would make.
@@ -56,7 +58,8 @@ def emit(
         values[name] = relax.Var(f"p_{var}", relax.TensorType(array.shape, str(array.dtype)))
     functions: dict[Workload, Any] = {}
     shared, single = _shared(plan), len(plan.outputs) == 1
-    clock = Clock(builder, target, stamps_shape(plan, stamped_runs)) if stamped_runs else None
+    timed = stamped_runs > 0 and target.gpu is None
+    clock = Clock(builder, target, stamps_shape(plan, stamped_runs)) if timed else None
     arguments = [*values.values(), *([clock.stamps] if clock else [])]
 
     def function(w: Workload) -> Any:
@@ -109,7 +112,8 @@ def emit(
             ]
             outputs = outputs if single else [builder.emit(relax.Tuple(outputs))]
         builder.emit_func_output(outputs[0])
-    return builder.get()
+    module = builder.get()
+    return module.with_attr(MARKED, 1) if stamped_runs > 0 and not timed else module
 
 
 def _kernel_call(
@@ -124,7 +128,7 @@ def _kernel_call(
     args = [first, *(values[p] for p in step.params), *(values[i] for i in step.inputs[1:])]
     func = function(w)
     kind = relax.call_dps_packed if isinstance(func, relax.ExternFunc) else relax.call_tir
-    call = kind(func, args, relax.TensorType(w.out_shape, w.dtype))
+    call = kind(func, args, relax.TensorType(w.out_shape, w.out_dtype))
     out = builder.emit(call, step.output.replace(".", "_"))
     return out if w.out_block else _shaped(builder, out, plan.shapes[step.output])
 

@@ -60,7 +60,7 @@ def _schedule(func: tirx.PrimFunc, target: Target) -> tirx.PrimFunc:
     except s_tir.ScheduleError:
         return func  # written in loops by hand, such as a sort
     for block in sch.get_child_blocks(sch.get_sblock("root")):
-        if _worth_inlining(sch, block):
+        if worth_inlining(sch, block):
             try:
                 sch.compute_inline(block)
             except s_tir.ScheduleError:
@@ -78,25 +78,25 @@ def _schedule(func: tirx.PrimFunc, target: Target) -> tirx.PrimFunc:
     return best
 
 
-def _worth_inlining(sch: Any, block: Any) -> bool:
+def worth_inlining(sch: Any, block: Any) -> bool:
     """1.: nothing is computed twice, and one polynomial does not feed another."""
     consumers = sch.get_consumers(block)
     if not consumers or not sch.get_loops(block):
         return False
-    if {*FUNCTIONS} & _calls(sch.get(block).body) and any(
-        {*FUNCTIONS} & _calls(sch.get(c).body) for c in consumers
+    if {*FUNCTIONS} & calls_of(sch.get(block).body) and any(
+        {*FUNCTIONS} & calls_of(sch.get(c).body) for c in consumers
     ):
         return False
     if len(consumers) == 1 and _points(sch, consumers[0]) <= _points(sch, block):
         return True
-    return not _calls(sch.get(block).body)
+    return not calls_of(sch.get(block).body)
 
 
 def _points(sch: Any, block: Any) -> int:
     return math.prod(int(sch.get(lp).extent) for lp in sch.get_loops(block))
 
 
-def _calls(stmt: Any) -> set[str]:
+def calls_of(stmt: Any) -> set[str]:
     """The functions such as `exp` that a statement calls (a condition is no call)."""
     import tvm_ffi
     from tvm import ir
@@ -116,14 +116,14 @@ def _block(sch: Any, block: Any, target: Target) -> None:
     spatial = [lp for lp, k in zip(loops, kinds, strict=True) if k == _SPATIAL]
     reduce = [lp for lp, k in zip(loops, kinds, strict=True) if k != _SPATIAL]
     if not reduce:
-        trailing = _in_order(sch.get(block))
+        trailing = in_order(sch.get(block))
         *outer, inner = [*spatial[:-trailing], sch.fuse(*spatial[-trailing:])]
         _finish(sch, outer, inner, target, work)
         return
     if spatial:
         sch.reorder(*spatial, *reduce)
     length = math.prod(e for e, k in zip(extents, kinds, strict=True) if k != _SPATIAL)
-    if _reduces_last_axis(sch.get(block)):
+    if reduces_last_axis(sch.get(block)):
         lanes = next((n for n in _widths(target, 4) if length % n == 0), 0)
         if lanes and length >= 2 * lanes:
             _lanes_first(sch, block, spatial, reduce, lanes, work)
@@ -215,7 +215,7 @@ def _index_vars(indices: list[Any]) -> set[Any]:
     return found
 
 
-def _in_order(block: Any) -> int:
+def in_order(block: Any) -> int:
     """How many trailing axes every buffer is walked along in order, or not at all."""
     axes = [iv.var for iv in block.iter_vars]
     count = 1
@@ -242,7 +242,7 @@ def _is_int(value: Any) -> bool:
     return hasattr(value, "value") or isinstance(value, int)
 
 
-def _reduces_last_axis(block: Any) -> bool:
+def reduces_last_axis(block: Any) -> bool:
     """Whether the last axis of the largest buffer that is read is reduced over."""
     regions = [r for r in block.reads if r.region]
     if not regions:

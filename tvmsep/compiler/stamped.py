@@ -84,6 +84,11 @@ def parts(mod: IRModule) -> list[Part]:
     return found
 
 
+def kernel_names(mod: IRModule) -> list[str]:
+    """Names of the functions that `main` calls for workloads, in order."""
+    return [p.operator for p in parts(mod) if p.workload is not None]
+
+
 def stamp(
     mod: IRModule, target: Target, threads: int, runs: int, *, between: bool = True
 ) -> Stamped:

@@ -10,7 +10,7 @@ from tvmsep.contracts.errors import (
     TargetError,
     TvmsepError,
 )
-from tvmsep.contracts.target import Target
+from tvmsep.contracts.target import Gpu, Target
 from tvmsep.contracts.template import Template
 from tvmsep.contracts.trial import Failure, Trial
 from tvmsep.contracts.workload import Task, Workload
@@ -20,6 +20,7 @@ __all__ = [
     "BundleError",
     "Config",
     "Failure",
+    "Gpu",
     "InputError",
     "LogError",
     "ModelError",

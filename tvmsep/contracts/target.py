@@ -4,12 +4,57 @@ from __future__ import annotations
 
 import msgspec
 
+CUDA = 13
+"""Major version of CUDA that TVM's wheels are linked with; from driver 580."""
+
 
 class Link(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """How a shared library for this target is linked."""
 
     flavour: str = "elf"
     """`elf` (LLD, no libc needed) or `macho`."""
+
+
+class Gpu(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """Facts about a CUDA device. Sizes are bytes, rates are per second of the whole device."""
+
+    arch: str
+    """What kernels are compiled for: `sm_87`."""
+    ptx: bool = False
+    """Whether kernels ship as PTX, which a driver compiles for its device: `arch` or newer."""
+    newest_cuda: int = 0
+    """Newest CUDA major version that drivers for the device have; 0 where that is the latest."""
+    sms: int
+    """Streaming multiprocessors."""
+    warp: int = 32
+    """Threads that run in step."""
+    threads_per_block: int = 1024
+    threads_per_sm: int
+    blocks_per_sm: int
+    registers_per_sm: int = 65536
+    """32-bit registers."""
+    registers_per_block: int = 65536
+    registers_per_thread: int = 255
+    shared_per_block: int = 49152
+    """Shared memory a block gets without asking for more."""
+    shared_per_sm: int
+    l2_bytes: int
+    bandwidth: float
+    """Bytes of device memory that can be read each second, as the data sheet has it."""
+    fp32_flops: float
+    """Peak of float32 multiply-adds outside tensor cores, two FLOPs each."""
+    clock_ghz: float
+    """The boost clock for which the peak is stated."""
+
+    @property
+    def compute_capability(self) -> int:
+        """87 of `sm_87`."""
+        return int(self.arch.removeprefix("sm_").rstrip("a"))
+
+    @property
+    def compile_only(self) -> bool:
+        """Whether no TVM that pip installs can run on it: those need `CUDA` or newer."""
+        return 0 < self.newest_cuda < CUDA
 
 
 class Target(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
@@ -55,7 +100,13 @@ class Target(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tr
     """Operations that the core dispatches a cycle, where llvm-mca's table has another number."""
     source: str = ""
     """Where the facts come from."""
+    clock_ghz: float = 0.0
+    """What a core runs at under load, for modelled times; 0 where the file does not say."""
+    bandwidth: float = 0.0
+    """Bytes of memory that all cores together can read each second, as the data sheet has it."""
     link: Link = Link()
+    gpu: Gpu | None = None
+    """The device that kernels run on; all other facts are then its host's."""
 
     @property
     def machine(self) -> str:
@@ -65,6 +116,18 @@ class Target(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tr
 
     def tvm_dict(self) -> dict[str, object]:
         """The dictionary that `tvm.target.Target` takes."""
+        if self.gpu is not None:
+            return {
+                "kind": "cuda",
+                "arch": self.gpu.arch,
+                "max_threads_per_block": self.gpu.threads_per_block,
+                "max_shared_memory_per_block": self.gpu.shared_per_block,
+                "thread_warp_size": self.gpu.warp,
+                "host": self._host_dict(),
+            }
+        return self._host_dict()
+
+    def _host_dict(self) -> dict[str, object]:
         spec: dict[str, object] = {
             "kind": "llvm",
             "mtriple": self.triple,

@@ -20,6 +20,9 @@ Failure = Literal[
     "upload_error",
     "wrong_output",
     "runtime_error",
+    "out_of_memory",
+    "launch_error",
+    "illegal_address",
     "crash",
     "timeout",
     "link_lost",
@@ -31,15 +34,30 @@ Failure = Literal[
   `link_error`: the linker refuses the object file;
 - `upload_error`: the board does not take the library (its disk is full);
 - `wrong_output`; `runtime_error`: the board reports an error and goes on;
+- `out_of_memory`, `launch_error`, `illegal_address`: the board's CUDA device has no room for the
+  tensors, refuses the launch or ended it, or the kernel reached past its tensors (the device's
+  context is lost with it, so what comes next gets a new session);
 - `crash`, `timeout`: the candidate ended its session, or did not end in time; on boards whose
   server is not watched from here only after this has happened twice;
 - `link_lost`: the board went away with the candidate on it; `board_lost`: there was none to run on.
 """
 BLAMELESS: frozenset[Failure] = frozenset({"upload_error", "link_lost", "board_lost"})
 """Failures of a board: they say nothing about the config."""
-UNMEASURED = ("replay", "null")
+DEVICE_FAULTS: frozenset[Failure] = frozenset({"out_of_memory", "launch_error", "illegal_address"})
+"""Failures of a CUDA device."""
+MODELLED = "model"
+"""Name of the board whose times come from a model: they choose configs, and are no measurement."""
+UNMEASURED = ("replay", "null", MODELLED)
 """Names of boards that measure nothing: their trials never count among measured ones."""
+EMULATED = "emulated"
+"""What the CPU of a trial begins with where a device was emulated."""
+EMULATED_NOTE = "is emulated: its times say nothing about speed"
 Phase = Literal["search", "final", "network"]
+
+
+def is_emulated(cpu: str) -> bool:
+    """Whether what a board says it is was emulated."""
+    return cpu.lower().startswith(EMULATED)
 
 
 def robust_mean(times_s: Sequence[float]) -> float:
@@ -70,6 +88,7 @@ class Trial(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
     threads: int
     board: str
     cpu: str
+    """Name of what ran the kernels: for a GPU's target that of the GPU."""
     tvm: str
     tvmsep: str
     date: str
@@ -79,6 +98,16 @@ class Trial(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
     def measured(self) -> bool:
         """Whether a real board was timed."""
         return self.board not in UNMEASURED
+
+    @property
+    def modelled(self) -> bool:
+        """Whether its time is a model's."""
+        return self.board == MODELLED
+
+    @property
+    def emulated(self) -> bool:
+        """Whether the device was emulated: what was measured says nothing about speed."""
+        return is_emulated(self.cpu)
 
     @property
     def quarantined(self) -> bool:

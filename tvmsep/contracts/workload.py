@@ -12,6 +12,10 @@ Op = Literal[
     "pack", "unpack",
 ]  # fmt: skip
 Split = Literal["rows", "channels"]
+ITEM_BYTES = {"float32": 4, "float16": 2}
+"""Bytes of one element, by dtype."""
+TOLERANCE = {"float32": 1e-4, "float16": 2e-3}
+"""Largest error accepted, relative to the largest output, by the dtype of what lies in memory."""
 
 
 class Workload(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
@@ -59,6 +63,7 @@ class Workload(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
     sources: tuple[tuple[int, int], ...] = ()
     """Only of "channels" that are joined: each input's channels and block; `ic` is their sum."""
     dtype: str = "float32"
+    """Of blocked activations and weights; plain activations, biases and sums are float32."""
     in_split: Split = "rows"
     """How the producer of the input divides it over threads: part of the layout."""
     out_split: Split = "rows"
@@ -76,6 +81,16 @@ class Workload(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
         if self.size:
             return self.size[1]
         return (self.iw + self.pads[1] + self.pads[3] - (self.kw - 1) * self.dw - 1) // self.sw + 1
+
+    @property
+    def in_dtype(self) -> str:
+        """Of the activation that comes in: the model's boundary stays float32."""
+        return self.dtype if self.in_block else "float32"
+
+    @property
+    def out_dtype(self) -> str:
+        """Of the activation that goes out."""
+        return self.dtype if self.out_block else "float32"
 
     @property
     def in_blocks(self) -> int:
@@ -170,7 +185,9 @@ class Workload(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
         elif self.op == "eltwise" and self.kind == "scale":
             res += self.n * self.oc
         res += self.n * self.ic * self.scaled
-        return 4 * (self.n * self.ic * self.ih * self.iw + self.params + out + res)
+        size = ITEM_BYTES[self.dtype]
+        inner = (self.in_dtype, self.n * self.ic * self.ih * self.iw), (self.out_dtype, out)
+        return sum(ITEM_BYTES[d] * n for d, n in inner) + size * (self.params + res)
 
     @property
     def key(self) -> str:
@@ -194,7 +211,8 @@ class Workload(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
         kernel += "*scale" * self.scaled
         kernel += "".join(f"+{e}" for e in self.mid_epilogue if e != "bias")
         image = f"{self.ih}x{self.iw}" + (f">{self.oh}x{self.ow}" if self.size else "")
-        return f"{name}{kernel}{step}{batch} {image} {chans}{tail}"
+        form = f" {self.dtype}" if self.dtype != "float32" else ""
+        return f"{name}{kernel}{step}{batch} {image} {chans}{tail}{form}"
 
 
 _DEFAULTS = {field.name: field.default for field in msgspec.structs.fields(Workload)}

@@ -5,7 +5,7 @@ from __future__ import annotations
 import msgspec
 import numpy as np
 
-from tvmsep.contracts import Workload
+from tvmsep.contracts import ModelError, Workload
 from tvmsep.graph.ir import Array
 
 
@@ -66,7 +66,20 @@ def pack_bias(bias: Array, w: Workload) -> Array:
 
 
 def pack_weight(weight: Array, w: Workload) -> Array:
-    """`[oc, ic / groups, kh, kw]` to the layout that the workload's template documents, fp32."""
+    """`[oc, ic / groups, kh, kw]` to the layout that the workload's template documents.
+
+    Raises:
+        ModelError: a weight is too large for the workload's dtype.
+    """
+    limit = float(np.finfo(w.dtype).max)
+    if float(np.abs(weight).max(initial=0)) > limit:
+        raise ModelError(
+            f"{w.label} has a weight beyond {limit:g}, the largest {w.dtype}: build it in float32"
+        )
+    return _packed(weight, w).astype(w.dtype, copy=False)
+
+
+def _packed(weight: Array, w: Workload) -> Array:
     ob, o = w.out_blocks, w.out_block
     oc, icg, kh, kw = weight.shape
     if w.op == "depthwise":

@@ -59,12 +59,18 @@ class Plan:
         return sum(s.workload.flops for s in self.steps if s.workload is not None)
 
 
-def choose_block(channels: int, t: Target) -> int:
+LAYOUTS = ("nchw4c", "nchw", "nhwc")
+"""Of activations on a GPU: channel blocks of 4, 1, or all channels; the first is the default."""
+
+
+def choose_block(channels: int, t: Target, layout: str = "") -> int:
     """Lanes of a channel block: the full vector, or half of it where that wastes less.
 
     A half-width block keeps 24, 40, 72 or 120 channels free of padding; where half-width vectors
-    run at half the rate it is chosen only if padding would cost more.
+    run at half the rate it is chosen only if padding would cost more. On a GPU the layout says it.
     """
+    if t.gpu is not None:
+        return {"nchw": 1, "nhwc": channels}.get(layout, 4)
     full, half = t.lanes, max(4, t.lanes // 2)
     rate = 1.0 if t.half_width_is_free else 0.5
 

@@ -26,8 +26,10 @@ class _Planner:
     """Walks the graph once, choosing layouts and inserting repacking at the boundary."""
 
     def __init__(
-        self, graph: Graph, target: Target, threads: int, returned: Sequence[str] | None
-    ) -> None:
+        self, graph: Graph, target: Target, threads: int, returned: Sequence[str] | None,
+        layout: str, dtype: str,
+    ) -> None:  # fmt: skip
+        self.layout, self.dtype = layout, dtype
         self.graph, self.target, self.threads = graph, target, threads
         self.returned = graph.outputs if returned is None else returned
         self.alias: dict[str, str] = {}
@@ -83,12 +85,18 @@ class _Planner:
     def _split(self, h: int, w: int) -> Any:
         return choose_split(h, w, self.threads)
 
+    def _block(self, channels: int) -> int:
+        return choose_block(channels, self.target, self.layout)
+
     def _kernel(
         self, w: Workload, out: str, inputs: list[str], params: list[str], shape: tuple[int, ...]
     ) -> None:
+        w = msgspec.structs.replace(w, dtype=self.dtype)
         template = template_for(w, self.target)
         if template is None:
-            raise ModelError(f"{out}: no template takes {w.label}")
+            form = f" in {self.dtype}" if self.dtype != "float32" else ""
+            form += f" and layout {self.layout}" if self.layout else ""
+            raise ModelError(f"{out}: no template of {self.target.name} takes {w.label}{form}")
         inputs = [self.alias.get(i, i) for i in inputs]
         self.plan.steps.append(Step(out, inputs, params, w, template.name))
         self._define(out, shape, Layout(w.out_block, w.out_split))
@@ -103,7 +111,7 @@ class _Planner:
         n, c, h, w = self._image(value)
         work = Workload(
             op="pack", n=n, ic=c, ih=h, iw=w, oc=c, in_block=0,
-            out_block=choose_block(c, self.target),
+            out_block=self._block(c),
             in_split=self._split(h, w), out_split=self._split(h, w),
         )  # fmt: skip
         self._kernel(work, name, [value], [], self.graph.shape(value))
@@ -143,14 +151,14 @@ class _Planner:
         if not direct:
             x = self._blocked(x)
         in_block = 0 if direct else self._layout(x).block
-        out_block = a.get("out_block") or choose_block(oc, self.target)
+        out_block = a.get("out_block") or self._block(oc)
         epilogue = tuple(node.epilogue)
         if a["bias"] is not None:
             epilogue = ("bias", *epilogue)
         base = Workload(
             op="conv", n=n, ic=ic, ih=ih, iw=iw, oc=oc, kh=kh, kw=kw, sh=sh, sw=sw,
             dh=a["dilation"][0], dw=a["dilation"][1], pads=a["pads"], groups=groups,
-            in_block=in_block, out_block=out_block, epilogue=epilogue,
+            in_block=in_block, out_block=out_block, epilogue=epilogue, dtype=self.dtype,
         )  # fmt: skip
         in_split: Any = self._layout(x).split if self.threads > 1 else "rows"
         base = msgspec.structs.replace(
@@ -185,8 +193,8 @@ class _Planner:
         # As many groups as phases: zeros between groups cost what zeros between pixels would.
         if 1 < sh * sw >= a["groups"] and (dh, dw) == (1, 1):
             weight = spread_groups(weight, a["groups"], 1)
-            block = choose_block(oc, self.target)
-            padded, packed = -(-oc // block) * block, choose_block(sh * sw * oc, self.target)
+            block = self._block(oc)
+            padded, packed = -(-oc // block) * block, self._block(sh * sw * oc)
             if -(-sh * sw * oc // packed) * packed <= _PACKED * sh * sw * padded:
                 padded, block = oc, packed
             taps = (-(-kh // sh), -(-kw // sw))
@@ -230,7 +238,7 @@ class _Planner:
         w = Workload(
             op="resample", n=n, ic=ic, ih=ih, iw=iw, oc=shape[1], size=shape[2:],
             in_block=layout.block, epilogue=tuple(epilogue),
-            out_block=choose_block(shape[1], self.target)
+            out_block=self._block(shape[1])
             if facts["kind"] == "shuffle" else layout.block,
             in_split=in_split, out_split=self._split(*shape[2:]), **facts,
         )  # fmt: skip
@@ -259,7 +267,7 @@ class _Planner:
 
         Operators of two images want both in the block that `choose_block` gives.
         """
-        block = choose_block(node.shape[1], self.target)
+        block = self._block(node.shape[1])
         readers = self.readers[node.name]
         one_image = all(
             r.op == "channels"
@@ -270,6 +278,8 @@ class _Planner:
         shuffled = (
             any(k.startswith("shuffle") for k in around) and node.name not in self.graph.outputs
         )
+        if self.target.gpu is not None:
+            return block
         return min(block, _INTERLEAVED) if shuffled and one_image else block
 
     def _pool(self, node: Node) -> None:
@@ -331,8 +341,9 @@ class _Planner:
 
 
 def make_plan(
-    graph: Graph, target: Target, threads: int, returned: Sequence[str] | None = None
-) -> Plan:
+    graph: Graph, target: Target, threads: int, returned: Sequence[str] | None = None, *,
+    layout: str = "", dtype: str = "float32",
+) -> Plan:  # fmt: skip
     """Plan a normalised graph for a target at a thread count.
 
     Args:
@@ -341,8 +352,10 @@ def make_plan(
         threads: how many the network will run on.
         returned: values that the plan returns in place of the graph's outputs, to look inside;
             they change no choice. Each is an input, an output or a kernel's.
+        layout: one of `LAYOUTS` for a GPU, "" for its default and for CPUs.
+        dtype: of activations between kernels and of weights; the boundary stays float32.
 
     Raises:
         ModelError: an operator that neither a template nor Relax can compute.
     """
-    return _Planner(graph, target, threads, returned).run()
+    return _Planner(graph, target, threads, returned, layout, dtype).run()

@@ -58,6 +58,14 @@ def best_trials(trials: Iterable[Trial], *, measured: bool = True) -> dict[str, 
     }
 
 
+def chosen_by(trials: Iterable[Trial]) -> dict[str, Best]:
+    """What `build` takes: winners of the measured trials, of the modelled ones if none is."""
+    trials = list(trials)
+    if any(t.measured for t in trials):
+        return best_trials(trials)
+    return best_trials([t for t in trials if t.modelled], measured=False)
+
+
 def _winner(
     search: dict[Config, Trial], inside: list[Trial], again: dict[Config, list[Trial]]
 ) -> Best:

@@ -97,7 +97,8 @@ class LogFile:
 
     Raises:
         LogError: it cannot be read or written, another process is appending to it, or it holds
-            something that is not a log, or trials of another target or kind.
+            something that is not a log, or trials of another target or kind (measured or not, on a
+            real device or an emulated one).
     """
 
     def __init__(
@@ -167,6 +168,12 @@ class LogFile:
             raise LogError(
                 f"log {self.path} holds trials of board {', '.join(odd)}, this run {kind}: "
                 "give another with --log"
+            )
+
+        if len({t.emulated for t in [*self.trials[:1], *trials]}) > 1:
+            raise LogError(
+                f"log {self.path} would hold times of an emulated device beside those of a real "
+                "one: give another with --log"
             )
 
     def append(self, trial: Trial) -> None:

@@ -11,11 +11,13 @@
 - `slot`: one board at work; `dispatch`: the queue for all of them, and what happens when they go;
   `roster`: which of them are used;
 - `host`: which boards share a machine; `load`: what a machine does meanwhile;
-- `offline`: boards that measure nothing, for tests and for comparing strategies;
+- `offline`: boards that measure nothing, for tests and for comparing strategies; `modelled`: one
+  whose times come from a model;
 - `lock`: nothing overlaps a timing on a host.
 """
 
 from tvmsep.measure.farm import Farm
+from tvmsep.measure.modelled import ModelBoard
 from tvmsep.measure.network import NetworkTimes
 from tvmsep.measure.offline import Measuring, NullBoard, ReplayBoard
 from tvmsep.measure.results import Board, Built, Failed, Measured
@@ -27,6 +29,7 @@ __all__ = [
     "Farm",
     "Measured",
     "Measuring",
+    "ModelBoard",
     "NetworkTimes",
     "NullBoard",
     "ReplayBoard",

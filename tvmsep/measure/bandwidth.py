@@ -2,7 +2,7 @@
 
 Each thread reads and writes its own part of a buffer in place, over and over: a read and a write
 of every element, nothing else. How large the part is decides where it lies. The best of several
-runs counts, as for the FMA peak.
+runs counts, as for the FMA peak. The kernels for CUDA devices are in `ceiling.py`.
 """
 
 from __future__ import annotations
@@ -12,7 +12,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from tvmsep.contracts import Target
+from tvmsep.measure import ceiling
 from tvmsep.measure.harness import LINE
+from tvmsep.measure.library import build_library
 
 if TYPE_CHECKING:
     from tvm import IRModule
@@ -46,6 +48,12 @@ class Bandwidth:
 
 def levels(t: Target, threads: int) -> list[Level]:
     """The levels, the fastest first: half a cache is measured, and four times the last one."""
+    if t.gpu is not None:
+        near, far = (ceiling.buffer_bytes(t.gpu, n) for n in (ceiling.LAST_LEVEL, ceiling.MEMORY))
+        return [
+            Level(ceiling.LAST_LEVEL, t.gpu.l2_bytes, near),
+            Level(ceiling.MEMORY, float("inf"), far),
+        ]
     private = threads * t.l2_bytes
     found = [Level("L2", private, t.l2_bytes // 2)]
     last = private
@@ -87,6 +95,15 @@ def measure(remote: Any, library: Any, t: Target, threads: int) -> list[Bandwidt
     """Every level's bandwidth, from the compiled kernels on a board that runs so many threads."""
     from tvm import runtime
 
+    if t.gpu is not None:
+        return [
+            Bandwidth(
+                x,
+                ceiling.moved_bytes(t.gpu, x.name)
+                / min(ceiling.seconds(remote, library, t.gpu, x.name)),
+            )
+            for x in levels(t, threads)
+        ]
     device = remote.cpu(0)
     found = []
     for level in levels(t, threads):
@@ -102,12 +119,6 @@ def measure(remote: Any, library: Any, t: Target, threads: int) -> list[Bandwidt
 
 def build(t: Target, threads: int, outdir: Path) -> Path:
     """Compile the kernels into a shared library in `outdir`."""
-    import tvm
-
-    from tvmsep.codegen import link_shared
-
-    obj, out = outdir / f"bandwidth{threads}.o", outdir / f"bandwidth{threads}.so"
-    lib = tvm.tirx.build(module(t, threads), tvm.target.Target(t.tvm_dict()))
-    lib.write_to_file(str(obj), "o")
-    link_shared([obj], out, t)
-    return out
+    if t.gpu is not None:
+        return build_library(ceiling.module(t.gpu), t, outdir / "bandwidth.so")
+    return build_library(module(t, threads), t, outdir / f"bandwidth{threads}.so")

@@ -2,7 +2,8 @@
 
 The path is the shortest that TVM 0.27 offers: schedule, TVM's stock s_tir lowering, LLVM to an
 object file, LLD. Many tasks share a harness: it is compiled once, kept beside the candidates and
-linked with each of them, so that it costs a candidate nothing but its 60 KB.
+linked with each of them, so that it costs a candidate nothing but its 60 KB. A candidate for a GPU
+is the host's code and the device's, compiled here: the board needs no compiler.
 """
 
 from __future__ import annotations
@@ -16,6 +17,7 @@ from typing import TYPE_CHECKING
 
 from tvmsep.contracts import Config, Target, Task
 from tvmsep.measure import harness
+from tvmsep.measure.library import objects_of
 from tvmsep.measure.results import Built, Failed, shorten
 
 if TYPE_CHECKING:
@@ -38,7 +40,10 @@ def _object(mod: IRModule | tirx.PrimFunc, target: Target, out: Path) -> None:
     """Compile to an object file that appears complete or not at all."""
     import tvm
 
-    lib = tvm.tirx.build(mod, tvm.target.Target(target.tvm_dict()))
+    from tvmsep.codegen.cuda import building
+
+    with building(target):
+        lib = tvm.tirx.build(mod, tvm.target.Target(target.tvm_dict()))
     handle, name = tempfile.mkstemp(dir=out.parent, suffix=".o")
     os.close(handle)
     lib.write_to_file(name, "o")
@@ -57,6 +62,18 @@ def _harness(params: harness.Params, task: Task, target: Target, outdir: Path) -
     return out
 
 
+def _events(target: Target, outdir: Path) -> Path:
+    """The object file of `compiler/events.c`, compiled at first use."""
+    from tvmsep.compiler import events_object
+
+    out = outdir / "events.o"
+    if not out.exists():
+        part = out.with_suffix(f".{os.getpid()}")
+        part.write_bytes(events_object(target))
+        os.replace(part, out)
+    return out
+
+
 def link_candidate(func: tirx.PrimFunc, task: Task, target: Target, outdir: Path) -> Built:
     """Compile a scheduled kernel and link it with its task's harness.
 
@@ -72,6 +89,8 @@ def link_candidate(func: tirx.PrimFunc, task: Task, target: Target, outdir: Path
     from tvmsep.codegen import link_shared
 
     func = func.with_attr("global_symbol", harness.KERNEL)
+    if target.gpu is not None:
+        return _link_for_device(func, target, outdir)
     timer = _harness(harness.params_of(func), task, target, outdir)
     handle, name = tempfile.mkstemp(dir=outdir, suffix=".o")
     os.close(handle)
@@ -91,6 +110,27 @@ def link_candidate(func: tirx.PrimFunc, task: Task, target: Target, outdir: Path
     return Built(so=so, program=program, object=kept)
 
 
+def _link_for_device(func: tirx.PrimFunc, target: Target, outdir: Path) -> Built:
+    """As `link_candidate`; `Built.object` is None, since machine code of a device has no linker."""
+    import tvm
+
+    from tvmsep.codegen import link_shared
+    from tvmsep.codegen.cuda import building
+
+    with building(target):
+        lib = tvm.tirx.build(func, tvm.target.Target(target.tvm_dict()))
+    with tempfile.TemporaryDirectory(dir=outdir) as name:
+        objects = objects_of(lib, target, Path(name))
+        digest = hashlib.sha256(b"".join(o.read_bytes() for o in objects))
+        program = digest.hexdigest()[:16]
+        so = outdir / f"{program}.so"
+        if not so.exists():
+            linked = Path(name) / so.name
+            link_shared([*objects, _events(target, outdir)], linked, target)
+            os.replace(linked, so)
+    return Built(so=so, program=program)
+
+
 def build_candidate(task: Task, target: Target, config: Config, outdir: Path) -> Built | Failed:
     """Build one config of a task; runs inside a warm worker.
 
@@ -99,11 +139,14 @@ def build_candidate(task: Task, target: Target, config: Config, outdir: Path) ->
         LinkError: there is no linker. TVM's own errors pass through.
     """
     from tvmsep.codegen import LinkRefused, kernel
+    from tvmsep.codegen.nvrtc import DeviceCodeRefused
 
     template = task.template.partition("@")[0]
-    func = kernel(task.workload, target, template, config, name=harness.KERNEL)
     try:
+        func = kernel(task.workload, target, template, config, name=harness.KERNEL)
         return link_candidate(func, task, target, outdir)
+    except DeviceCodeRefused as exc:
+        return Failed("compile_error", shorten(str(exc)))
     except LinkRefused as exc:
         return Failed("link_error", shorten(str(exc)))
 
@@ -136,10 +179,14 @@ def build_network(module: str, target: Target, kernels: Mapping[str, Path], outd
     """
     import tvm
 
-    from tvmsep.compiler import compile_library, lower
+    from tvmsep.compiler import MARKED, compile_library, lower, mark
 
     objects = [_renamed(path, name, outdir) for name, path in kernels.items()]
-    library = compile_library(lower(tvm.ir.load_json(module), target), target, objects)
+    relax = tvm.ir.load_json(module)
+    lowered = lower(relax, target)
+    if relax.attrs is not None and MARKED in relax.attrs:
+        lowered, objects = mark(lowered), [*objects, _events(target, outdir)]
+    library = compile_library(lowered, target, objects)
     out = outdir / f"network-{hashlib.sha256(library).hexdigest()[:16]}.so"
     if not out.exists():
         part = out.with_suffix(f".{os.getpid()}")

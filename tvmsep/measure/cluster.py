@@ -49,7 +49,8 @@ class Compiled:
     """A candidate as it travels: name and bytes of its library and of its object file."""
 
     library: tuple[str, bytes]
-    object: tuple[str, bytes]
+    object: tuple[str, bytes] | None
+    """None where there is none: a GPU's."""
     program: str
 
 
@@ -185,11 +186,13 @@ class Cluster:
         answer = future.result(timeout=CONNECT_S)
         if isinstance(answer, Failed):
             return answer
-        for name, data in (answer.library, answer.object):
+        kernel = answer.object
+        for name, data in (answer.library, *([kernel] if kernel else [])):
             part = outdir / f"{name}.part"
             part.write_bytes(data)
             part.replace(outdir / name)
-        return Built(outdir / answer.library[0], answer.program, outdir / answer.object[0])
+        alone = outdir / kernel[0] if kernel else None
+        return Built(outdir / answer.library[0], answer.program, alone)
 
     def close(self) -> None:
         """Leave the cluster, which goes on."""
@@ -267,4 +270,5 @@ def compile_here(
             return Failed("compile_error", str(exc))
     if isinstance(built, Failed):
         return built
-    return Compiled(_take(built.so), _take(built.object), built.program)
+    kernel = _take(built.object) if built.object is not None else None
+    return Compiled(_take(built.so), kernel, built.program)

@@ -6,6 +6,7 @@ boards on which nothing is installed yet. `tvmsep.boards.facts.Facts` gives the 
 
 from __future__ import annotations
 
+import ctypes
 import glob
 import json
 import os
@@ -96,6 +97,43 @@ def _clocks() -> dict[str, Any]:
     }
 
 
+def cuda_libraries() -> tuple[Any, Any]:
+    """NVIDIA's driver and CUDA's runtime, as TVM needs them, loaded; None for what cannot be.
+
+    The runtime may lie in its wheel; a system's own comes first.
+    """
+
+    def load(*names: str) -> Any:
+        for name in names:
+            try:
+                return ctypes.CDLL(name)
+            except OSError:
+                continue
+        return None
+
+    name = "libcudart.so.13"
+    wheels = [os.path.join(folder, "nvidia", "cu13", "lib", name) for folder in sys.path]
+    return load("libcuda.so.1"), load(name, *wheels)
+
+
+def _cuda() -> dict[str, int]:
+    """CUDA as the driver and the runtime library say it, 13000 for 13.0; 0 where there is none."""
+
+    def version(library: Any, function: str) -> int:
+        found = ctypes.c_int()
+        try:
+            failed = getattr(library, function)(ctypes.byref(found))
+        except AttributeError:
+            return 0
+        return 0 if failed else found.value
+
+    driver, runtime = cuda_libraries()
+    return {
+        "cuda_driver": version(driver, "cuDriverGetVersion"),
+        "cuda_runtime": version(runtime, "cudaRuntimeGetVersion"),
+    }
+
+
 def _timer_ns() -> int:
     """The smallest step of the clock that times are taken with."""
     steps = []
@@ -149,7 +187,7 @@ def collect(folder: str = "~") -> dict[str, Any]:
         "tvm_ffi": _version("apache-tvm-ffi"),
         "tvmsep": _version("tvmsep"),
     }
-    for part in (_cpu(), _memory(), _clocks()):
+    for part in (_cpu(), _memory(), _clocks(), _cuda()):
         facts.update(part)
     return facts
 

@@ -34,8 +34,11 @@ if TYPE_CHECKING:
 
 NETWORK_TIMEOUT_S = 120.0
 """For compiling a whole network, and for a dozen runs of it."""
+DEVICE_NETWORK_TIMEOUT_S = 900.0
+"""For compiling one for a GPU: its kernels take a second each, one after the other."""
 SURVEY_S = 60.0
 """For all boards together to open a session and run the reference kernel."""
+_ADVICE = "check that its RPC server runs and the key is right"
 LOST_GIVE_UP = 2
 """Candidates in a row that found no board before the rest of a batch is given up."""
 
@@ -316,7 +319,7 @@ class Farm:
         Raises:
             TvmsepError: as `build` and `run` do.
         """
-        from tvmsep.compiler import emit
+        from tvmsep.compiler import emit, kernel_names
 
         self._check_open()
         runs = WARM_RUNS + RUNS
@@ -336,7 +339,10 @@ class Farm:
         if isinstance(libraries, Failed):
             return libraries
         count = len(choices)
-        job = NetworkJob.of(plans, libraries[:count], libraries[-1] if whole else None, self._seed)
+        functions = [kernel_names(m) for m in modules[:count]] if self.target.gpu else []
+        job = NetworkJob.of(
+            plans, libraries[:count], libraries[-1] if whole else None, self._seed, functions
+        )
         times = self.time_networks(job, rounds)
         if isinstance(times, Failed):
             return times
@@ -380,7 +386,8 @@ class Farm:
                 (tvm.ir.save_json(m), self.target, dict(linked), self._scratch.path)
                 for m, linked in zip(modules, objects or [{}] * len(modules), strict=True)
             ]
-            answers = self._pool.map(builder.build_network, calls, NETWORK_TIMEOUT_S)
+            limit_s = NETWORK_TIMEOUT_S if self.target.gpu is None else DEVICE_NETWORK_TIMEOUT_S
+            answers = self._pool.map(builder.build_network, calls, limit_s)
         for answer in answers:
             if not isinstance(answer, Path):
                 return Failed("compile_error", str(answer))
@@ -478,8 +485,8 @@ class Farm:
         if isinstance(answer, Failed):
             name, (host, port) = self.board.name, (self.board.host, self.board.port)
             raise BoardError(
-                f"board {name} at {host}:{port} does not answer: {answer.detail}; "
-                "check that its RPC server runs and the key is right"
+                f"board {name} at {host}:{port} cannot be used: {answer.detail}; "
+                f"{'`tvmsep board doctor` examines it' if self.target.gpu else _ADVICE}"
             )
         assert isinstance(answer, Board)
         return answer
@@ -506,7 +513,7 @@ def _bandwidths(
         with slot.timing():
             found = slot.call(session.bandwidths, library, target, threads, limit_s=limit_s)
     except WorkerError as exc:
-        return Failed("runtime_error", str(exc), slot.board.name)
+        return slot.failed(exc)
     return list(found)
 
 
@@ -522,7 +529,7 @@ def _time_networks(
                 times = slot.call(session.time_network, turn, limit_s=NETWORK_TIMEOUT_S)
                 found[turn].append(times)
     except WorkerError as exc:
-        return Failed("runtime_error", str(exc), slot.board.name)
+        return slot.failed(exc)
     return slot.board.name, found
 
 
@@ -553,7 +560,7 @@ def _time_turns(
             limit_s = NETWORK_TIMEOUT_S * (len(jobs) + len(turns))
             found = slot.call(session.time_turns, jobs, turns, target, limit_s=limit_s)
     except WorkerError as exc:
-        return Failed("runtime_error", str(exc), slot.board.name)
+        return slot.failed(exc)
     return found  # type: ignore[no-any-return]
 
 

@@ -17,6 +17,9 @@ The harness depends on how many parameters the kernel has and of which rank, not
 on its sizes. It calls the kernel by the C symbol of its packed function, left undefined here, so
 that it is compiled once for many tasks and linked with each candidate's object. It needs nothing
 from the board but libc's `clock_gettime` and TVM's runtime: any stock TVM RPC server can run it.
+
+On a CUDA device `compiler/events.c` does the same three things, with copies inside the device's
+memory for 1. and 2. and events for the clock; one object file serves every candidate.
 """
 
 from __future__ import annotations
@@ -25,7 +28,7 @@ import itertools
 from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING
 
-from tvmsep.compiler import clock_call, stamps_dtype
+from tvmsep.compiler import TIME, clock_call, stamps_dtype
 from tvmsep.contracts import Target, Workload
 
 if TYPE_CHECKING:
@@ -33,7 +36,7 @@ if TYPE_CHECKING:
 
 KERNEL = "tvmsep_kernel"
 """Global symbol of every candidate's kernel."""
-TIMER = "tvmsep_time"
+TIMER = TIME
 """`(source, *kernel parameters, sweep, stamps, repeats)`."""
 POISON = "tvmsep_poison"
 """`(output)`: fills it with NaN, so that an element left unwritten shows."""
@@ -53,7 +56,9 @@ Params = list[tuple[tuple[int, ...], str]]
 
 
 def sweep_shape(t: Target, threads: int) -> tuple[int, int, int]:
-    """Shape of the fp32 scratch buffer: `[threads, cache lines, 16]`."""
+    """Shape of the fp32 scratch buffer: `[threads, cache lines, 16]`; a GPU's has two halves."""
+    if t.gpu is not None:
+        return 2, -(-3 * t.gpu.l2_bytes // 2 // 64), LINE
     each = max(3 * t.l2_bytes // 2, 3 * t.l3_bytes // 4 // threads)
     return threads, -(-each // 64), LINE
 

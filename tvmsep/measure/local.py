@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import os
 import select
 import subprocess
 import sys
 
+from tvmsep.codegen.cuda import emulated
 from tvmsep.contracts import BoardError
 from tvmsep.measure.results import shorten
 from tvmsep.measure.worker import child_env, open_log
@@ -48,7 +50,7 @@ class LocalServer:
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             stderr=self._log,
-            env=child_env(),
+            env=_environment(),
             start_new_session=True,
         )
         assert self._proc.stdout is not None
@@ -85,3 +87,14 @@ class LocalServer:
         self._proc.stdin.close()
         self._proc.stdout.close()
         self._proc = None
+
+
+def _environment() -> dict[str, str]:
+    """The server's; with the emulated CUDA device where candidates are compiled for that."""
+    env = child_env()
+    if emulated():
+        from tvmsep.emulator import stand_in
+
+        paths = [str(stand_in()), *filter(None, [env.get("LD_LIBRARY_PATH")])]
+        env["LD_LIBRARY_PATH"] = os.pathsep.join(paths)
+    return env

@@ -1,4 +1,4 @@
-"""Boards that measure nothing: one answers from a log, one from a formula.
+"""Boards that measure nothing: one answers from a log, one from a formula; `modelled` has a third.
 
 They stand where a `Farm` stands, so that the search can be tested and strategies compared without
 hardware (the idea of Kernel Tuner's simulation mode, van Werkhoven, FGCS 2019). Every answer
@@ -78,8 +78,8 @@ class Measuring(Protocol):
         """Time kernels inside their network."""
 
 
-class _Offline:
-    """What both boards have in common: nothing is compiled, one candidate after the other."""
+class Offline:
+    """What such boards have in common: one candidate after the other, no networks."""
 
     name = ""
     builders = boards = 1
@@ -135,7 +135,7 @@ class _Offline:
         return Failed("board_lost", f"board {self.name} runs no networks")
 
 
-class ReplayBoard(_Offline):
+class ReplayBoard(Offline):
     """Answers from a log: each config's times, or its failure, as they were measured.
 
     Configs that the log does not know are not proposed. Where the log holds trials of several
@@ -184,7 +184,7 @@ class ReplayBoard(_Offline):
         return Measured(t.times_s, 0.0, self.name)
 
 
-class NullBoard(_Offline):
+class NullBoard(Offline):
     """Answers with times from a formula of workload and config, at once or after a while.
 
     Args:

@@ -1,7 +1,8 @@
 """The FMA peak of one core of a board, measured: what "share of peak" is a share of.
 
 A kernel with nothing but vector multiply-adds on registers, enough of them in flight to hide the
-latency. The best of many short runs counts: nothing can run faster than the peak.
+latency. The best of many short runs counts: nothing can run faster than the peak. A CUDA device
+counts as one core; its kernel is in `ceiling.py`.
 """
 
 from __future__ import annotations
@@ -10,13 +11,15 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from tvmsep.contracts import Target
+from tvmsep.measure import ceiling
+from tvmsep.measure.library import build_library
 
 if TYPE_CHECKING:
     from tvm import tirx
 
 _STEPS = 10_000
 _REPEATS = 30
-SYMBOL = "peak"
+SYMBOL = ceiling.PEAK
 
 
 def _accumulators(t: Target) -> int:
@@ -45,18 +48,23 @@ def {SYMBOL}(
 
 def measure(remote: Any, module: Any, t: Target) -> float:
     """FLOP/s of one core, from the compiled kernel on a board."""
-    return _flop(t) / min(_time(remote, module, t, 5, _REPEATS))
+    if t.gpu is not None:
+        return ceiling.flop(t.gpu) / min(ceiling.seconds(remote, module, t.gpu, SYMBOL))
+    return flop(t) / min(_time(remote, module, t, 5, _REPEATS))
 
 
 def bursts(
     remote: Any, module: Any, t: Target, flops: float, burst_s: float, repeats: int
 ) -> tuple[float, ...]:
     """Seconds of equal pieces of work of about `burst_s` each, one after the other."""
-    number = max(1, round(burst_s * flops / _flop(t)))
+    number = max(1, round(burst_s * flops / flop(t)))
     return tuple(s * number for s in _time(remote, module, t, number, repeats))
 
 
-def _flop(t: Target) -> float:
+def flop(t: Target) -> float:
+    """Of one call of the kernel."""
+    if t.gpu is not None:
+        return ceiling.flop(t.gpu)
     return 2.0 * _accumulators(t) * t.lanes * _STEPS
 
 
@@ -65,6 +73,8 @@ def _time(remote: Any, module: Any, t: Target, number: int, repeats: int) -> tup
     import numpy as np
     from tvm import runtime
 
+    if t.gpu is not None:
+        return tuple(ceiling.times(remote, module, t.gpu, SYMBOL, number, repeats))
     device = remote.cpu(0)
     count = _accumulators(t)
     a = runtime.empty((count, t.lanes), "float32", device)
@@ -77,12 +87,6 @@ def _time(remote: Any, module: Any, t: Target, number: int, repeats: int) -> tup
 
 def build(t: Target, outdir: Path) -> Path:
     """Compile the kernel into a shared library in `outdir`."""
-    import tvm
-
-    from tvmsep.codegen import link_shared
-
-    obj, out = outdir / "peak.o", outdir / "peak.so"
-    lib = tvm.tirx.build(kernel(t), tvm.target.Target(t.tvm_dict()))
-    lib.write_to_file(str(obj), "o")
-    link_shared([obj], out, t)
-    return out
+    if t.gpu is not None:
+        return build_library(ceiling.module(t.gpu), t, outdir / "peak.so")
+    return build_library(kernel(t), t, outdir / "peak.so")

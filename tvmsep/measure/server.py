@@ -18,6 +18,7 @@ from __future__ import annotations
 
 import argparse
 import contextlib
+import ctypes
 import ipaddress
 import json
 import os
@@ -114,6 +115,20 @@ def _config_threads(threads: int) -> int:
     return int(tvm_ffi.get_global_func("runtime.NumThreads")())
 
 
+def _load_cuda() -> None:
+    """Load TVM's CUDA runtime if the machine has what it needs; doctor says what it lacks.
+
+    With the runtime alone TVM does not do it. Nothing is initialised before a session uses the
+    device, and each session has a process of its own: CUDA does not survive a fork.
+    """
+    import tvm
+
+    library = Path(tvm.__file__).parent / "lib" / "libtvm_runtime_cuda.so"
+    if all(facts.cuda_libraries()):
+        with contextlib.suppress(OSError):
+            ctypes.CDLL(str(library))
+
+
 def _register(folder: Path, cpu: str, events: bool) -> None:
     """Register the functions that TVM's RPC clients expect of a server, working in `folder`."""
     import tvm_ffi
@@ -160,8 +175,6 @@ def _session(
     code = 0
     try:
         if sys.platform == "linux":
-            import ctypes
-
             ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL, 0, 0, 0)
             if os.getppid() != parent:  # it ended before the line above
                 os._exit(1)
@@ -356,6 +369,7 @@ def main(argv: list[str] | None = None) -> None:
     sys.modules["torch"] = None  # type: ignore[assignment]
     import tvm.rpc  # noqa: F401
 
+    _load_cuda()
     try:
         server = Server(
             args.host,

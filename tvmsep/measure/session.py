@@ -16,28 +16,17 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-
-from tvmsep.codegen import example_inputs, reference, relative_error
-from tvmsep.codegen.reference import Array, unblock
-from tvmsep.compiler import stamps_dtype
+from tvmsep.codegen.reference import Array
 from tvmsep.contracts import BoardError, Target, Task
 from tvmsep.contracts.words import counted
 from tvmsep.measure import bandwidth, harness, host, load, peak
 from tvmsep.measure.bandwidth import Bandwidth
+from tvmsep.measure.device import check, device_of
 from tvmsep.measure.load import Load
 from tvmsep.measure.network import NetworkJob, OnBoardNetwork
 from tvmsep.measure.results import Built, Failed, Measured, shorten
+from tvmsep.measure.tensors import TaskTensors, empty, nbytes
 
-TOLERANCE = 1e-4
-"""Largest accepted error, relative to the largest magnitude of the reference."""
-TRIAL_S = 0.02
-"""Time one trial should spend in repeats, sweeps and producers included."""
-MIN_REPEATS = 8
-SLOW_TRIAL_S = 1.0
-"""A candidate so slow that `MIN_REPEATS` take longer gets fewer, but at least `SLOW_REPEATS`."""
-SLOW_REPEATS = 3
-WARM_REPEATS = 2
 BOARD_BYTES = 256 << 20
 """Tensors kept on the board; the tasks that were used longest ago make room."""
 
@@ -59,19 +48,8 @@ class Hello:
     """What a board says of itself, empty where its server is not ours."""
 
     cpu: str
+    """The name of what runs kernels: for a GPU's target that of the GPU."""
     machine: str
-
-
-@dataclass
-class _OnBoard:
-    """One task's tensors on the board, and what its output must be."""
-
-    source: Any
-    params: list[Any]
-    sweep: Any
-    stamps: Any
-    want: Array
-    nbytes: int
 
 
 class Session:
@@ -99,7 +77,7 @@ class Session:
         self._cpu = self._remote.cpu(0)
         self._threads = 0
         self._seed = seed
-        self._tasks: OrderedDict[str, _OnBoard] = OrderedDict()
+        self._tasks: OrderedDict[str, TaskTensors] = OrderedDict()
         self._sweeps: dict[tuple[int, int, int], Any] = {}
         self._names = itertools.count()
         self._network: OnBoardNetwork | None = None
@@ -109,10 +87,20 @@ class Session:
         """Whether so much of the session's time is spent that a new one should be opened."""
         return time.monotonic() > self._renew_at
 
-    def hello(self) -> Hello:
-        """Ask the board what it is."""
+    def hello(self, target: Target) -> Hello:
+        """Ask the board what it is.
+
+        Raises:
+            BoardError: it does not have the device that the target's kernels need.
+        """
         cpu, machine = self._ours("tvmsep.cpu"), self._ours(host.FUNCTION)
-        return Hello(str(cpu()) if cpu else "", str(machine()) if machine else "")
+        gpu = check(self._remote, target)
+        runs = gpu.label if gpu else str(cpu()) if cpu else ""
+        return Hello(runs, str(machine()) if machine else "")
+
+    def answers(self) -> None:
+        """Return if the board still answers; any error says that it does not."""
+        self._ours(host.FUNCTION)
 
     def quarantine(self, why: str) -> None:
         """Let the board tell others why a run leaves it out; "" that it is sound."""
@@ -148,12 +136,6 @@ class Session:
             )
         self._threads = threads
 
-    def _tensor(self, shape: tuple[int, ...], dtype: str, fill: Array | None = None) -> Any:
-        from tvm import runtime
-
-        tensor = runtime.empty(shape, dtype, self._cpu)
-        return tensor if fill is None else tensor.copyfrom(fill)
-
     def prepare(self, task: Task, target: Target) -> None:
         """Put a task's tensors on the board and work out its reference, unless that is done.
 
@@ -164,28 +146,16 @@ class Session:
         if task.key in self._tasks:
             self._tasks.move_to_end(task.key)
             return
-        w = task.workload
-        inputs = example_inputs(w, self._seed)
-        # fp32: some 1e-6 off, far below the tolerance, and several times sooner there.
-        want = reference(w, inputs, "float32")
-        sweep = harness.sweep_shape(target, task.threads)
-        if sweep not in self._sweeps:
+        device = device_of(self._remote, target)
+        shape = harness.sweep_shape(target, task.threads)
+        if shape not in self._sweeps:
             # Any contents will do, and it is the largest tensor: nothing is sent.
-            self._sweeps[sweep] = self._tensor(sweep, "float32")
-        nbytes = sum(a.nbytes for a in inputs) + inputs[0].nbytes + 4 * want.size
-        while self._tasks and sum(t.nbytes for t in self._tasks.values()) + nbytes > BOARD_BYTES:
+            self._sweeps[shape] = empty(shape, "float32", device)
+        room = BOARD_BYTES - nbytes(task.workload)
+        while self._tasks and sum(t.nbytes for t in self._tasks.values()) > room:
             self._tasks.popitem(last=False)
-        made = [self._tensor(a.shape, str(a.dtype), a) for a in inputs]
-        source = self._tensor(inputs[0].shape, str(inputs[0].dtype))
-        made[0].copyto(source)  # on the board: RPC moves some 60 MB/s
-        out = self._tensor(want.shape, w.dtype)
-        self._tasks[task.key] = _OnBoard(
-            source=source,
-            params=[*made, out],
-            sweep=self._sweeps[sweep],
-            stamps=self._tensor((harness.MAX_REPEATS, 4), stamps_dtype(target)),
-            want=want,
-            nbytes=nbytes,
+        self._tasks[task.key] = TaskTensors(
+            task, target, device, self._cpu, self._sweeps[shape], self._seed
         )
 
     def measure(self, task: Task, built: Built, repeats: int | None) -> Measured | Failed:
@@ -194,35 +164,17 @@ class Session:
         Args:
             task: what the candidate computes.
             built: the candidate.
-            repeats: how many; None chooses as many as fit `TRIAL_S`.
+            repeats: how many; None chooses as many as make a trial of some 20 ms.
         """
-        on = self._tasks[task.key]
         name = f"c{next(self._names)}.so"
         try:
             self._remote.upload(str(built.so), name)
         except RuntimeError as exc:
-            self.hello()  # raises where the link is gone: that is no matter of the upload
+            self.answers()  # raises where the link is gone: that is no matter of the upload
             return Failed("upload_error", shorten(str(exc)))
         module = self._remote.load_module(name)
         self._remote.remove(name)
-        module[harness.POISON](on.params[-1])
-        module[harness.KERNEL](*on.params)
-        got = on.params[-1].numpy()
-        error = relative_error(got, on.want, task.workload.oc)
-        if not error <= TOLERANCE:
-            return Failed("wrong_output", _difference(got, on.want, error, task.workload.oc))
-        timer = module[harness.TIMER]
-
-        def run(count: int) -> Array:
-            timer(on.source, *on.params, on.sweep, on.stamps, count)
-            words = on.stamps.numpy()[:count].astype(np.int64)
-            ns: Array = words[:, ::2] * 1_000_000_000 + words[:, 1::2]
-            return ns  # [count, (before, after)]
-
-        first = run(WARM_REPEATS)
-        count = repeats or _repeats(int(first[-1, 1] - first[0, 1]) * 1e-9 / (WARM_REPEATS - 1))
-        stamps = run(min(count, harness.MAX_REPEATS))
-        return Measured(tuple(int(ns) / 1e9 for ns in stamps[:, 1] - stamps[:, 0]), error)
+        return self._tasks[task.key].measure(module, repeats)
 
     def open_network(self, job: NetworkJob, target: Target) -> None:
         """Put a network's variants on the board, in place of those of another network."""
@@ -272,33 +224,6 @@ class Session:
         return bandwidth.measure(self._remote, self._remote.load_module(name), target, threads)
 
 
-def _repeats(each_s: float) -> int:
-    """How many repeats of `each_s` seconds make a trial."""
-    if each_s * MIN_REPEATS > SLOW_TRIAL_S:
-        return max(SLOW_REPEATS, int(SLOW_TRIAL_S / each_s))
-    return max(MIN_REPEATS, min(harness.MAX_REPEATS, int(TRIAL_S / max(each_s, 1e-9))))
-
-
-def _difference(got: Array, want: Array, error: float, channels: int) -> str:
-    """Where (image, channel, pixel) and by how much an output is wrong."""
-    if got.ndim == 4:
-        got, want = unblock(got, channels), unblock(want, channels)
-    bad = ~np.isfinite(got)
-    if np.isinf(error):
-        at = np.unravel_index(int(bad.argmax()), got.shape)
-        return (
-            f"{int(bad.sum())} of {got.size} output elements are NaN or infinite, "
-            f"or were never written; the first at {[int(i) for i in at]}"
-        )
-    gap = np.abs(got - want)
-    at = np.unravel_index(int(np.where(bad, 0, gap).argmax()), got.shape)
-    where = [int(i) for i in at]
-    return (
-        f"relative error {error:.2g} (limit {TOLERANCE:g}); "
-        f"at {where}: {got[at]:.6g} instead of {want[at]:.6g}"
-    )
-
-
 # What follows runs in the worker, which holds one session at a time.
 
 _open: Session | None = None
@@ -309,16 +234,16 @@ def warm() -> None:
     import tvm.rpc  # noqa: F401
 
 
-def connect(address: Address, seed: int) -> Hello:
+def connect(address: Address, seed: int, target: Target) -> Hello:
     """Open the worker's session, closing any it had.
 
     Raises:
-        BoardError: the board refuses or cannot be reached.
+        BoardError: the board refuses, cannot be reached, or lacks the target's GPU.
     """
     disconnect()
     global _open
     _open = Session(address, seed)
-    return _open.hello()
+    return _open.hello(target)
 
 
 def disconnect() -> None:
@@ -330,7 +255,7 @@ def disconnect() -> None:
 def answers() -> bool:
     """Whether the board still answers in the worker's session."""
     assert _open is not None
-    _open.hello()
+    _open.answers()
     return True
 
 

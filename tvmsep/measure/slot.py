@@ -17,6 +17,7 @@ from typing import Any
 
 from tvmsep.contracts import BoardError, Failure, Target, Task
 from tvmsep.measure import host, session
+from tvmsep.measure.device import fault
 from tvmsep.measure.local import LocalServer
 from tvmsep.measure.lock import HostLock
 from tvmsep.measure.results import Board, Built, Failed, Measured
@@ -159,7 +160,7 @@ class Slot:
         asked_s = 0.0 if server is not None else session_s
         address = session.Address(ticket.host, ticket.port, ticket.key, asked_s)
         try:
-            hello = self._call(session.connect, address, self._seed, limit_s=limit_s)
+            hello = self._call(session.connect, address, self._seed, self._target, limit_s=limit_s)
         except WorkerTimeout as exc:
             raise BoardError(f"board {board.name} opened no session: {exc}") from exc
         self.session_s = asked_s or float("inf")
@@ -261,7 +262,7 @@ class Slot:
                     session.measure, task, built, repeats, limit_s=self._limits.run_s
                 )
         except WorkerError as exc:
-            return Failed("runtime_error", str(exc), self.board.name)
+            return self.failed(exc)
         except Lost as exc:
             if self.own_server is None:
                 raise
@@ -277,6 +278,17 @@ class Slot:
                 raise Lost("upload_error", outcome.detail)
         answer: Measured | Failed = replace(outcome, board=self.board.name)
         return answer
+
+    def failed(self, error: WorkerError) -> Failed:
+        """What an error that the board reported means.
+
+        CUDA answers every call after a kernel's illegal access with that error again, and memory
+        may be short because of what a session still holds: the next job gets a session of its own.
+        """
+        failure = fault(str(error))
+        if failure is not None:
+            self.drop()
+        return Failed(failure or "runtime_error", str(error), self.board.name)
 
     def _prepare(self, task: Task) -> None:
         self.call(session.prepare, task, self._target, limit_s=PREPARE_TIMEOUT_S, blame=False)

@@ -18,11 +18,12 @@ import numpy as np
 from tvmsep.bundle import Package
 from tvmsep.bundle.manifest import Variant
 from tvmsep.codegen.reference import Array
-from tvmsep.compiler import PROBE_RUNS, PROBES, parts, read_relax, stamp
+from tvmsep.compiler import MARKED, PROBE_RUNS, PROBES, Part, mark_id, parts, read_relax, stamp
 from tvmsep.contracts import BoardError, BundleError, InputError
 from tvmsep.contracts.trial import robust_mean
 from tvmsep.contracts.words import counted
 from tvmsep.measure import Failed, Farm, NetworkTimes
+from tvmsep.measure.bandwidth import Bandwidth
 from tvmsep.measure.network import RUNS, WARM_RUNS, NetworkJob, random_inputs
 from tvmsep.profile.roofline import LayerRoof, label, roofline
 
@@ -67,6 +68,8 @@ class Gap(msgspec.Struct, frozen=True, kw_only=True):
     parallel: int
     """Kernels that start threads."""
     kernels: int
+    events: bool = False
+    """The layers were timed by CUDA events, whose cost cannot be told: all is in `cache_s`."""
 
 
 class Profile(msgspec.Struct, frozen=True, kw_only=True):
@@ -126,6 +129,10 @@ def profile_module(
     Raises:
         BoardError: it cannot be compiled for the board, or run there.
     """
+    if farm.target.gpu is not None:
+        return _profile_device(
+            farm, module, arguments, name=name, outputs=outputs, whole=whole, shapes=shapes
+        )
     runs = WARM_RUNS + RUNS
     network = parts(module)
     full = stamp(module, farm.target, threads, runs)
@@ -143,12 +150,7 @@ def profile_module(
             libraries[:2], whole or libraries[2], list(arguments), stamps, outputs, threads
         )
         times = farm.time_networks(job, ROUNDS)
-    if isinstance(times, Failed):
-        target = farm.target.name
-        raise BoardError(
-            f"{name} was not timed on {target}: {times.failure}: {times.detail}; "
-            "`tvmsep board doctor` examines the board"
-        )
+    times = _timed(times, name, farm.target.name)
     count = len(network)
     steps, span, whole_s = _quiet(times)
     layers, probes = steps[:, :count], steps[:, count:]
@@ -162,11 +164,82 @@ def profile_module(
     rounds = (whole_s - totals).reshape(QUIET, RUNS)
     noise_s = 2 * float(np.median(rounds, axis=1).std(ddof=1)) / math.sqrt(QUIET)
     parallel = sum(p.parallel for p in network) if threads > 1 else 0
+    return _profile(
+        farm, network, parts_s, run.tolist(), rows, bandwidths, name=name, shapes=shapes,
+        board=times.board, threads=threads, peak_flops=peak_flops, network_s=network_s,
+        gap=gap(
+            sum(parts_s), robust_mean(span.tolist()), network_s, cost, count, parallel, noise_s
+        ),
+    )  # fmt: skip
+
+
+def _profile_device(
+    farm: Farm,
+    module: IRModule,
+    arguments: Sequence[Array],
+    *,
+    name: str,
+    outputs: int,
+    whole: Path | None,
+    shapes: str,
+) -> Profile:
+    """As `profile_module`, by CUDA events: the marked network and the whole take turns.
+
+    A launch that is no kernel of ours counts as `measure.network.columns` says.
+    """
+    network = parts(module)
+    peak_flops, bandwidths = farm.peak_flops_per_core(), farm.bandwidths(1)
+    libraries = farm.build_networks([module.with_attr(MARKED, 1), *([] if whole else [module])])
+    times: NetworkTimes | Failed
+    if isinstance(libraries, Failed):
+        times = libraries
+    else:
+        marks = [mark_id(p.operator) if p.workload else -1 for p in network]
+        job = NetworkJob(
+            libraries[:1], whole or libraries[1], list(arguments), [], outputs, 1, [marks]
+        )
+        times = farm.time_networks(job, ROUNDS)
+    times = _timed(times, name, farm.target.name)
+    steps = times.steps[0].reshape(ROUNDS, RUNS, -1)
+    whole_s = np.array(times.whole_s).reshape(ROUNDS, RUNS)
+    sums = np.median(steps.sum(axis=2), axis=1) + np.median(whole_s, axis=1)
+    kept = np.argsort(sums)[:QUIET]
+    layers, quiet_s = steps[kept].reshape(QUIET * RUNS, -1), whole_s[kept].ravel()
+    parts_s = [robust_mean(column) for column in layers.T.tolist()]
+    totals = layers.sum(axis=1)
+    apart = np.median((quiet_s - totals).reshape(QUIET, RUNS), axis=1)
+    network_s = robust_mean(quiet_s.tolist())
+    return _profile(
+        farm, network, parts_s, layers[int(np.argsort(totals)[len(totals) // 2])].tolist(),
+        roofline(network, parts_s, peak_flops, bandwidths), bandwidths, name=name, shapes=shapes,
+        board=times.board, threads=1, peak_flops=peak_flops, network_s=network_s,
+        gap=Gap(
+            dispatch_s=0.0, readings_s=0.0, cache_s=network_s - sum(parts_s), fork_join_s=0.0,
+            noise_s=2 * float(apart.std(ddof=1)) / math.sqrt(QUIET), kernel_dispatch_s=0.0,
+            parallel=0, kernels=len(network), events=True,
+        ),
+    )  # fmt: skip
+
+
+def _timed(times: NetworkTimes | Failed, name: str, target: str) -> NetworkTimes:
+    if isinstance(times, Failed):
+        raise BoardError(
+            f"{name} was not timed on {target}: {times.failure}: {times.detail}; "
+            "`tvmsep board doctor` examines the board"
+        )
+    return times
+
+
+def _profile(
+    farm: Farm, network: Sequence[Part], parts_s: list[float], run: list[float],
+    rows: Sequence[LayerRoof], bandwidths: Sequence[Bandwidth], *, name: str, shapes: str,
+    board: str, threads: int, peak_flops: float, network_s: float, gap: Gap,
+) -> Profile:  # fmt: skip
     return Profile(
         model=name,
         target=farm.target.name,
         shapes=shapes,
-        board=times.board,
+        board=board,
         cpu=farm.board.cpu,
         threads=threads,
         peak_flops=peak_flops,
@@ -177,16 +250,14 @@ def profile_module(
         },
         layers=tuple(sorted(rows, key=lambda r: -r.time_share)),
         steps=tuple(
-            StepTime(name=p.name, layer=label(p), seconds=s, median_run_s=float(m))
+            StepTime(name=p.name, layer=label(p), seconds=s, median_run_s=m)
             for p, s, m in zip(network, parts_s, run, strict=True)
         ),
         layers_s=sum(parts_s),
         bound_s=sum(r.bound_s * r.runs for r in rows),
         network_s=network_s,
-        gap=gap(
-            sum(parts_s), robust_mean(span.tolist()), network_s, cost, count, parallel, noise_s
-        ),
-    )  # fmt: skip
+        gap=gap,
+    )
 
 
 def _quiet(times: NetworkTimes) -> tuple[Array, Array, Array]:

@@ -143,7 +143,14 @@ def _notes(sources: Sources, s: Story) -> list[str]:
     found = []
     if s.trials and not s.measured:
         boards = ", ".join(sorted({t.board for t in sources.trials}))
-        found.append(f"Nothing here was measured: board {boards} answers from a log or a formula.")
+        found.append(
+            f"Nothing here was measured: board {boards} answers from a model, a log or a formula."
+        )
+    if any(t.emulated for t in sources.trials):
+        found.append(
+            "The device was emulated by a CPU: its times say nothing about speed, and winners are "
+            "not a device's."
+        )
     kinds = {(t.cpu, t.tvm) for t in sources.trials}
     if len(kinds) > 1:
         found.append(

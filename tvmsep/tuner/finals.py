@@ -5,9 +5,10 @@ the best configs of all tasks, another for the second best, and so on, and their
 between clock readings while the variants take turns. A config is thus ranked by what it takes next
 to its real neighbours, and the times of all tasks add up to the network's. The two best of each
 task then meet once more, each among other winners. At last the winners take turns with the same
-network without clock readings, which shows whether the sum can be trusted. Where kernels could be
-fused, variants with fused and with separate ones take turns alike, so that their times compare, and
-what `choose_plan` makes of these is the network that is timed last. Without a network
+network without clock readings, which shows whether the sum can be trusted. On a GPU the readings
+are CUDA events behind each launch (`compiler/events.py`), and all else is the same. Where kernels
+could be fused, variants with fused and with separate ones take turns alike, so that their times
+compare, and what `choose_plan` makes of these is the network that is timed last. Without a network
 (single layers compared), or where it cannot be timed on the board (too little memory), each task's
 best few are measured alone, in turn.
 """
@@ -51,6 +52,8 @@ _COMPILE_S = 0.15
 """Rough time to compile one task's kernel."""
 _LINK_S = 0.25
 """Rough time to make a variant of the network from compiled kernels."""
+_DEVICE_COMPILE_S = 0.8
+"""Rough time to compile one kernel for a GPU: all of them for each variant."""
 
 
 def expected_s(run: Run, plans: Sequence[Plan]) -> float:
@@ -65,7 +68,7 @@ def expected_s(run: Run, plans: Sequence[Plan]) -> float:
         compiling += sum((key, c) not in run.built for c in finalists)
     variants = sum(count for count, _ in STAGES)
     turns = sum(count * rounds for count, rounds in STAGES)
-    linking_s = variants * len(plans) * _LINK_S / _linkers(run)
+    linking_s = variants * sum(_variant_s(run, plan) for plan in plans) / _linkers(run)
     # A network that is timed whole is compiled by one builder: one of each thread count.
     sizes: dict[int, int] = {}
     for plan in plans:
@@ -82,6 +85,13 @@ def _builders(run: Run) -> int:
 def _linkers(run: Run) -> int:
     """Networks are linked on this host, wherever candidates are compiled."""
     return min(_builders(run), host_cores())
+
+
+def _variant_s(run: Run, plan: Plan) -> float:
+    """Seconds to make one variant once its kernels are compiled, if they can be linked."""
+    if run.target.gpu is None:
+        return _LINK_S
+    return _DEVICE_COMPILE_S * len({s.workload for s in plan.steps if s.workload is not None})
 
 
 def _turn_s(state: TuneState, threads: int) -> float:
@@ -180,7 +190,7 @@ def _in_network(run: Run, plans: Sequence[Plan], deadline: float | None) -> str:
     if not fields:
         return ""
     turn_s = _turn_s(run.state, threads)
-    each_s = _LINK_S / _linkers(run)
+    each_s = max(_variant_s(run, plan) for plan in plans) / _linkers(run)
     for count, rounds in STAGES:
         variants = min(count, max(map(len, fields.values())))
         if deadline is not None:
@@ -245,7 +255,12 @@ def _kernels(
     states: Mapping[Workload, TaskState],
     choices: Sequence[Mapping[Workload, tuple[str, Config]]],
 ) -> list[dict[Workload, Path]]:
-    """Each variant's object files: of this run's candidates, and of others compiled now."""
+    """Each variant's object files: of this run's candidates, and of others compiled now.
+
+    Empty for a GPU, whose networks are compiled as a whole: its code has no linker.
+    """
+    if run.target.gpu is not None:
+        return []
     wanted = dict.fromkeys((w, config) for choice in choices for w, (_, config) in choice.items())
     builds = run.build_all([(states[w].task, config) for w, config in wanted])
     objects = {

@@ -1,4 +1,7 @@
-"""Whether a depthwise and a pointwise kernel become one: decided by times, and by nothing else."""
+"""Whether a depthwise and a pointwise kernel become one: decided by times.
+
+On a GPU whose network was never timed, a model of the traffic with device memory decides.
+"""
 
 from __future__ import annotations
 
@@ -17,8 +20,10 @@ GAIN = 0.01
 def choose_plan(plan: Plan, target: Target, winners: Mapping[str, Best]) -> tuple[Plan, list[Best]]:
     """The plan with those pairs fused whose fused winner beats the winners of its parts.
 
-    Only times taken inside the network count: without all three a pair stays separate. The
-    answer depends on the winners alone, so that one log always makes one network.
+    Only times taken inside the network count: without all three a pair stays separate, but for
+    GPUs, where a pair of which none was timed is fused if that saves enough traffic by
+    `tvmsep.estimate.pair`. The answer depends on the winners alone, so that one log always makes
+    one network.
 
     Args:
         plan: the network with separate kernels.
@@ -32,6 +37,10 @@ def choose_plan(plan: Plan, target: Target, winners: Mapping[str, Best]) -> tupl
     for output, w in fusible(plan, target).items():
         times = [_winner(part, target, plan.threads, winners) for part in (w, *w.parts)]
         known = [best for best in times if best is not None]
+        if target.gpu is not None and not known:
+            if _saves(w, target):
+                chosen.append(output)
+            continue
         if len(known) < len(times):
             continue
         grounds += [best for best in known if best not in grounds]
@@ -39,6 +48,17 @@ def choose_plan(plan: Plan, target: Target, winners: Mapping[str, Best]) -> tupl
         if both.seconds < (1 - GAIN) * sum(best.seconds for best in separate):
             chosen.append(output)
     return fuse(plan, target, chosen), grounds
+
+
+def _saves(w: Workload, target: Target) -> bool:
+    """Whether the model says that a GPU had better run one kernel."""
+    from tvmsep.estimate.gpu import Unfit
+    from tvmsep.estimate.pair import model_pair
+
+    try:
+        return model_pair(w, target).worth
+    except Unfit:
+        return False
 
 
 def _winner(w: Workload, target: Target, threads: int, winners: Mapping[str, Best]) -> Best | None:

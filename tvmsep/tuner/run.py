@@ -13,7 +13,7 @@ import numpy as np
 
 import tvmsep
 from tvmsep.contracts import Config, Target, Task, Trial
-from tvmsep.contracts.trial import BLAMELESS, UNMEASURED, Phase
+from tvmsep.contracts.trial import BLAMELESS, EMULATED_NOTE, UNMEASURED, Phase, is_emulated
 from tvmsep.logs import Best, LogFile, best_trials
 from tvmsep.measure import Built, Failed, Measured, Measuring
 from tvmsep.schedules import TEMPLATES
@@ -80,6 +80,8 @@ class Run:
         self._notes = 0
         board = farm.connect()
         self.board, self.cpu = board.name, board.cpu
+        if is_emulated(self.cpu):
+            self.state.notes.append(f"board {board.name} {EMULATED_NOTE}")
         self.tvm = metadata.version("apache-tvm")
         for task in tasks:
             template = TEMPLATES[task.template]
