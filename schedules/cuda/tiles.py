@@ -37,7 +37,7 @@ _SERIAL = 0.15
 _NEARLY = 1.3
 _LARGE = 4096
 """Vectors of outputs from which tiles of few accumulators are left out."""
-_TAP_REGISTERS = 184
+_TAP_REGISTERS = 208
 """Estimate beyond which compilers spill where taps of several pixels are under way."""
 _MAX_THREADS = 256
 _WASTE = 1.34
