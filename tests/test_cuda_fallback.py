@@ -13,7 +13,8 @@ import pytest
 from cuda_kit import device, target
 from scipy.special import erf
 
-from tvmsep.contracts import ModelError
+from tvmsep.contracts import ModelError, Workload
+from tvmsep.schedules import TEMPLATES
 
 __all__ = ["device"]  # a fixture
 
@@ -173,3 +174,14 @@ def test_what_cannot_be_bound_is_refused_by_name() -> None:
 
     with pytest.raises(ModelError, match="operator odd cannot run on a CUDA device"):
         schedule_rest_cuda(tvm.IRModule({"odd": by_hand}), target())
+
+
+def test_depthwise_takes_every_kernel_whose_rows_fit_the_registers() -> None:
+    template, t = TEMPLATES["cuda_depthwise"], target("jetson-nano")
+    for size, taken in ((31, True), (215, True), (216, False)):
+        w = Workload(
+            op="depthwise", ic=8, oc=8, groups=8, ih=size, iw=size, kh=size, kw=size,
+            in_block=4, out_block=4,
+        )  # fmt: skip
+        assert template.accepts(w, t) is taken
+        assert not taken or template.default(w, t, 1) in template.space(w, t, 1)

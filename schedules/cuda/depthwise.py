@@ -119,8 +119,10 @@ class CudaDepthwise(Depthwise):
     version = 1
 
     def accepts(self, w: Workload, t: Target) -> bool:
-        """What the CPU's accepts, in float32 or float16."""
-        return t.gpu is not None and super().accepts(w, t)
+        """What the CPU's accepts, in float32 or float16; a kernel row fits the registers."""
+        if t.gpu is None or not super().accepts(w, t):
+            return False
+        return SPARE_REGISTERS + w.kw + 8 <= t.gpu.registers_per_thread
 
     def compute(self, w: Workload, t: Target, c: Config) -> tirx.PrimFunc:
         """Parameters: x `in_shape`, w `[c, kh, kw, i]`, bias, residual, out `[n, c, oh, ow, i]`.
