@@ -13,6 +13,8 @@ import pytest
 from cuda_kit import device, target
 from scipy.special import erf
 
+from tvmsep.contracts import ModelError
+
 __all__ = ["device"]  # a fixture
 
 Array = np.ndarray[Any, Any]
@@ -156,3 +158,18 @@ def test_no_large_loop_is_left_to_one_thread(network: Any) -> None:
                 assert work <= 128 * threads or threads >= 2048, func
                 seen += 1
     assert seen > len(CASES)
+
+
+def test_what_cannot_be_bound_is_refused_by_name() -> None:
+    import tvm
+    from tvm.script import tirx as T
+
+    from tvmsep.compiler.fallback_cuda import schedule_rest_cuda
+
+    @T.prim_func
+    def by_hand(x: T.Buffer((8,), "float32")):  # type: ignore[no-untyped-def, valid-type]
+        for i in range(8):
+            x[i] = x[i] + T.float32(1)
+
+    with pytest.raises(ModelError, match="operator odd cannot run on a CUDA device"):
+        schedule_rest_cuda(tvm.IRModule({"odd": by_hand}), target())

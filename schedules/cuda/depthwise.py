@@ -251,7 +251,7 @@ class CudaDepthwise(Depthwise):
             delivered = share / gpu.warp * self._l1_clocks(w, s, gpu.warp)
             uneven = share * gpu.sms / s.total
             terms = (waves * LATENCY_CLOCKS, arithmetic, delivered, moved * uneven)
-            return 2 * length + max(terms) + sum(terms) / 4
+            return float(2 * length + max(terms) + sum(terms) / 4)
 
         space = self.space(w, t, threads)
         flat = Space({**space.knobs, "stage": ("registers",), "rows": (1,), "cols": (1,)})

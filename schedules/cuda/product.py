@@ -93,6 +93,8 @@ class Product:
         vector_c = lanes(w.out_block, w.dtype)
         vector_p = lanes(pixels, w.dtype) if w.out_block == 1 and not images else 1
         vector_k = lanes(depth if plain else w.in_block, w.dtype)
+        if plain and gathered:  # TVM writes no indices for eight taps at once
+            vector_k = gcd(vector_k, 4)
         along = "k" if not plain and vector_k > 1 else "p" if plain and not gathered else ""
         return cls(
             batch=groups if images else w.n * groups, groups=groups, channels=channels,

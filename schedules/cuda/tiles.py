@@ -15,7 +15,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import lru_cache
-from math import ceil, prod
+from math import ceil, prod, sqrt
 from typing import Any
 
 from tvmsep.contracts import Config, Gpu, Space, Target, Workload
@@ -225,9 +225,9 @@ def predicted_clocks(g: Product, w: Workload, gpu: Gpu, t: Tiling) -> float:
     memory = w.bytes_moved * size / 4 / gpu.bandwidth * clock
     # Independent instructions of all warps that are there hide the latency of each.
     warps = at_once * n.threads / gpu.warp
-    fill = min(1.0, warps * min(pixels * channels, 16) ** 0.5 / 24)
+    fill = min(1.0, warps * sqrt(min(pixels * channels, 16)) / 24)
     flows = (share * (multiply + taps) / fill, share * (loads + near) / fill, share * l2, memory)
     work = (1 - _SERIAL) * max(flows) + _SERIAL * sum(flows) + share * spread
     per_step = {"none": 1.0, "registers": 0.4, "shared": 0.7}.get(t.pipeline, 0.4)
     waits = waves * LATENCY_CLOCKS * (1 + per_step * (t.rounds(g) - 1) / max(1.0, at_once))
-    return work + waits
+    return float(work + waits)

@@ -98,11 +98,11 @@ def compile_cuda(source: str, gpu: Gpu) -> DeviceCode:
     if spilled:
         # ptxas may spill a little to let one more block onto a multiprocessor: one is enough.
         freed = f"__launch_bounds__\\((\\d+)\\)(?= (?:{'|'.join(spilled)})\\()"
-        source = re.sub(freed, r"__launch_bounds__(\1, 1)", source)
-        again = compile_image(source, gpu)
+        alone = re.sub(freed, r"__launch_bounds__(\1, 1)", source)
+        again = compile_image(alone, gpu)
         better = kernel_resources(again, gpu)
         if sum(r.spill_bytes for r in better) < sum(r.spill_bytes for r in resources):
-            image, resources = again, better
+            image, resources, source = again, better, alone
     if gpu.ptx:
         return DeviceCode(compile_image(source, gpu, ptx=True), resources, "ptx")
     return DeviceCode(image, resources)

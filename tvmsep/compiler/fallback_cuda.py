@@ -25,7 +25,7 @@ from typing import TYPE_CHECKING, Any
 
 from tvmsep.compiler.emit import SCHEDULED
 from tvmsep.compiler.fallback import calls_of, in_order, reduces_last_axis, worth_inlining
-from tvmsep.contracts import Target
+from tvmsep.contracts import ModelError, Target
 from tvmsep.schedules.cuda.common import bind_flat, gpu_of
 from tvmsep.schedules.cuda.epilogue import device_call, sigmoid
 
@@ -34,6 +34,10 @@ if TYPE_CHECKING:
 
 _SPATIAL = 0
 _THREADS = 128
+_REFUSED = (
+    "operator {} cannot run on a CUDA device: TVM writes it for a CPU only; "
+    "export the model without it, or build for a CPU target"
+)
 _MANY = 2048
 """Results that are enough for one thread each."""
 _LONG = 64
@@ -63,12 +67,16 @@ FUNCTIONS: dict[str, Callable[..., Any]] = {
 
 
 def schedule_rest_cuda(mod: IRModule, target: Target) -> IRModule:
-    """Bind every PrimFunc that did not come from a template to blocks and threads."""
+    """Bind every PrimFunc that did not come from a template to blocks and threads.
+
+    Raises:
+        ModelError: an operator that TVM only writes for a CPU; names the kernel.
+    """
     from tvm import tirx
 
     for var, func in list(mod.functions_items()):
         if isinstance(func, tirx.PrimFunc) and SCHEDULED not in (func.attrs or {}):
-            scheduled = exact_calls(_schedule(func, target))
+            scheduled = exact_calls(_schedule(func, target, var.name_hint))
             mod[var] = scheduled.with_attr(SCHEDULED, "fallback")
     return mod
 
@@ -141,12 +149,16 @@ def exact_calls(func: tirx.PrimFunc) -> tirx.PrimFunc:
     return func if body.same_as(func.body) else func.with_body(body)
 
 
-def _schedule(func: tirx.PrimFunc, target: Target) -> tirx.PrimFunc:
+def _schedule(func: tirx.PrimFunc, target: Target, kernel: str) -> tirx.PrimFunc:
     from tvm import s_tir
 
     if _has_threads(func.body):
         return func  # TVM's own kernels: sorting, scanning
     sch = s_tir.Schedule(func, error_render_level="none")
+    try:
+        sch.get_sblock("root")
+    except s_tir.ScheduleError as error:  # loops written by hand
+        raise ModelError(_REFUSED.format(kernel)) from error
     for block in sch.get_child_blocks(sch.get_sblock("root")):
         if worth_inlining(sch, block):
             try:
@@ -165,6 +177,8 @@ def _schedule(func: tirx.PrimFunc, target: Target) -> tirx.PrimFunc:
                 continue
             best = sch.mod["main"]
             break
+        else:
+            raise ModelError(_REFUSED.format(kernel))
     return best
 
 

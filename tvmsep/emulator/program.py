@@ -87,7 +87,8 @@ class Program:
         ]  # fmt: skip
         pointers = (ctypes.c_void_p * len(values))(*(ctypes.addressof(v) for v in values))
         inside = [a for a in placed if isinstance(a, _Placed)]
-        ranges = (_Range * len(inside))(*((a.array.ctypes.data, a.array.nbytes) for a in inside))
+        places = [_Range(a.array.ctypes.data, a.array.nbytes) for a in inside]
+        ranges = (_Range * len(places))(*places)
         call = _Launch(
             grid=_three(grid), block=_three(block), dynamic_shared=dynamic_shared,
             arguments=pointers, ranges=ranges, n_ranges=len(inside), seed=seed,
