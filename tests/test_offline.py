@@ -192,8 +192,8 @@ def refused(folder: Path, *words: str) -> str:
 @pytest.mark.parametrize(
     ("words", "says"),
     [
-        (["--board", "nul"], "write replay:LOG, null, or null:5ms"),
-        (["--board", "null:-1s"], "write replay:LOG, null, or null:5ms"),
+        (["--board", "nul"], "write model, replay:LOG, null, or null:5ms"),
+        (["--board", "null:-1s"], "write model, replay:LOG, null, or null:5ms"),
         (["--board", "replay:none.jsonl"], "cannot read log none.jsonl"),
         (["--board", "null", "-o", "x.tvmsep"], "measures nothing and takes no -o"),
         (["--strategy", "luck"], "write xgboost, random or default"),
