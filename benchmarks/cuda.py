@@ -114,19 +114,19 @@ def find_target(name: str | None) -> Target:
     Raises:
         InputError: there is no device, it is emulated, or no target is for it.
     """
-    from tvmsep.bundle.device import device_misfit
+    from tvmsep.bundle.device import capability, device_misfit
     from tvmsep.targets import load_target, target_names
 
     targets = [load_target(n) for n in ([name] if name else target_names())]
     reasons: list[str] = []
-    exact = sorted(
-        (t for t in targets if t.gpu is not None), key=lambda t: t.gpu is not None and t.gpu.ptx
-    )
-    if name and not exact:
+    ours = [t for t in targets if t.gpu is not None]
+    if name and not ours:
         raise InputError(f"--target {name} has no GPU: give one of a CUDA device")
-    for target in exact:
+    for target in sorted(ours, key=lambda t: t.gpu is not None and t.gpu.ptx):
         assert target.gpu is not None
         why = device_misfit(target.gpu)
+        if why is None and not target.gpu.ptx and capability() != target.gpu.compute_capability:
+            why = f"{target.name} is tuned for {target.gpu.arch}, the device is sm_{capability()}"
         if why is None and emulated():
             raise InputError("the CUDA device here is emulated: its times say nothing about speed")
         if why is None:

@@ -58,12 +58,18 @@ def test_without_a_device_nothing_is_installed_or_tuned(tmp_path: Path) -> None:
 
 def test_the_target_is_the_devices(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(cuda, "emulated", lambda: False)
-    monkeypatch.setattr(
-        device, "device_misfit", lambda gpu: None if gpu.compute_capability == 75 else "another"
-    )
-    assert cuda.find_target(None).name == "t4"
-    with pytest.raises(InputError, match="nothing can be measured here: another"):
-        cuda.find_target("jetson-orin")
+    wanted = {75: "t4", 80: "a100", 86: "rtx-30", 87: "jetson-orin", 89: "rtx-40", 90: "h100",
+              100: "cuda"}  # fmt: skip
+    for here, name in wanted.items():
+        monkeypatch.setattr(device, "capability", lambda here=here: here)
+        assert cuda.find_target(None).name == name
+    for here, name, says in (
+        (75, "jetson-orin", "it is for sm_87, the device here is sm_75"),
+        (86, "a100", "a100 is tuned for sm_80, the device is sm_86"),
+    ):
+        monkeypatch.setattr(device, "capability", lambda here=here: here)
+        with pytest.raises(InputError, match=f"nothing can be measured here: {says}"):
+            cuda.find_target(name)
     with pytest.raises(InputError, match="rpi4 has no GPU"):
         cuda.find_target("rpi4")
     monkeypatch.setattr(cuda, "emulated", lambda: True)

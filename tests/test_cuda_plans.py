@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from pathlib import Path
 
 import msgspec
@@ -11,10 +10,9 @@ import onnx
 import pytest
 from graph_kit import Net
 
-import tvmsep.schedules
-from tvmsep import api
+from tvmsep import api, schedules
 from tvmsep.codegen.reference import example_inputs, input_dtypes, reference
-from tvmsep.contracts import InputError, ModelError, Target, Template, Workload
+from tvmsep.contracts import InputError, ModelError, Target, Workload
 from tvmsep.graph import LAYOUTS
 from tvmsep.targets import load_target
 
@@ -22,14 +20,6 @@ from tvmsep.targets import load_target
 @pytest.fixture(scope="module")
 def orin() -> Target:
     return load_target("jetson-orin")
-
-
-@pytest.fixture
-def any_kernel(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
-    """The CPU's templates stand for a GPU's: plans ask only whether there is one."""
-    group: dict[str, Template] = {**tvmsep.schedules.CPU, **tvmsep.schedules.CUDA}
-    monkeypatch.setattr(tvmsep.schedules, "CUDA", group)
-    yield
 
 
 def small() -> onnx.ModelProto:
@@ -46,7 +36,6 @@ def workloads(prepared: api.Prepared) -> list[Workload]:
 
 
 @pytest.mark.parametrize("layout", LAYOUTS)
-@pytest.mark.usefixtures("any_kernel")
 def test_a_layout_is_a_block_of_every_tensor(orin: Target, layout: str) -> None:
     prepared = api.prepare(small(), target=orin, layout=layout)
     for w in workloads(prepared):
@@ -56,7 +45,6 @@ def test_a_layout_is_a_block_of_every_tensor(orin: Target, layout: str) -> None:
     assert prepared.layout == layout
 
 
-@pytest.mark.usefixtures("any_kernel")
 def test_half_precision_ends_at_the_boundary(orin: Target) -> None:
     prepared = api.prepare(small(), target=orin, dtype="float16")
     first, *inner, last = workloads(prepared)
@@ -71,7 +59,6 @@ def test_half_precision_ends_at_the_boundary(orin: Target) -> None:
         assert np.isfinite(reference(w, example_inputs(w, 0))).all()
 
 
-@pytest.mark.usefixtures("any_kernel")
 def test_half_moves_half_the_bytes_and_is_another_task(orin: Target) -> None:
     full, half = (
         workloads(api.prepare(small(), target=orin, dtype=d)) for d in ("float32", "float16")
@@ -84,7 +71,6 @@ def test_half_moves_half_the_bytes_and_is_another_task(orin: Target) -> None:
             assert a.bytes_moved / 2 < b.bytes_moved < a.bytes_moved
 
 
-@pytest.mark.usefixtures("any_kernel")
 def test_a_weight_that_half_cannot_hold(orin: Target) -> None:
     net = Net()
     x = net.conv(net.input(1, 8, 8, 8), 8)
@@ -111,7 +97,7 @@ def test_what_a_target_has_no_kernels_for() -> None:
 def test_a_gpu_without_templates_for_it(
     orin: Target, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
-    monkeypatch.setattr(tvmsep.schedules, "CUDA", {})
+    monkeypatch.setattr(schedules, "CUDA", {})
     with pytest.raises(ModelError, match="no template of jetson-orin takes conv.*nchw4c"):
         api.build(small(), target=orin, out=tmp_path / "x.tvmsep", logs=())
     assert not list(tmp_path.iterdir())

@@ -17,7 +17,7 @@ Strategy
 Why it may be fast
     On a device whose caches do not hold `mid`, two kernels write it to memory and read it again:
     twice the output of the depthwise one, which is most of what a block of MobileNetV1 or V2
-    moves. See `traffic.py`. Source of the idea: Qararyah et al., arXiv 2404.19331.
+    moves. Source of the idea: Qararyah et al., arXiv 2404.19331.
 """
 
 from __future__ import annotations

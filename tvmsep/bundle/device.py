@@ -15,6 +15,7 @@ from types import ModuleType
 from typing import Any
 
 from tvmsep.contracts import BundleError, Gpu
+from tvmsep.contracts.target import INTEGRATED
 
 KIND = 2
 """DLPack's number for CUDA."""
@@ -104,15 +105,16 @@ def capability() -> int:
 def device_misfit(gpu: Gpu) -> str | None:
     """Why code for `gpu` cannot run on this host's first device, or None if it can.
 
-    Machine code runs on devices of its own major compute capability and no lower minor one, PTX on
-    those of no lower capability.
+    Machine code runs on devices of its own major compute capability and no lower minor one, that
+    of a Tegra on its own capability alone; PTX runs on those of no lower capability.
     """
     try:
         here = capability()
     except BundleError as error:
         return str(error)
     wanted = gpu.compute_capability
-    if here < wanted or here // 10 != wanted // 10 and not gpu.ptx:
+    apart = here // 10 != wanted // 10 or {here, wanted} & INTEGRATED and here != wanted
+    if here < wanted or apart and not gpu.ptx:
         return f"it is for {gpu.arch}, the device here is sm_{here}"
     return None
 

@@ -6,6 +6,8 @@ import msgspec
 
 CUDA = 13
 """Major version of CUDA that TVM's wheels are linked with; from driver 580."""
+INTEGRATED = frozenset({53, 62, 72, 87})
+"""Compute capabilities of Tegra: NVIDIA promises binary compatibility only among other devices."""
 
 
 class Link(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
@@ -45,6 +47,11 @@ class Gpu(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True)
     """Peak of float32 multiply-adds outside tensor cores, two FLOPs each."""
     clock_ghz: float
     """The boost clock for which the peak is stated."""
+
+    @property
+    def integrated(self) -> bool:
+        """Whether it shares a chip with its host's CPU: Jetsons have machine code of their own."""
+        return self.compute_capability in INTEGRATED
 
     @property
     def compute_capability(self) -> int:

@@ -12,6 +12,7 @@ from __future__ import annotations
 import msgspec
 
 from tvmsep.codegen import kernel
+from tvmsep.codegen.cuda import building, device_code
 from tvmsep.contracts import Target, Workload
 from tvmsep.estimate.gpu import GpuTime, gpu_seconds
 from tvmsep.schedules import template_for
@@ -46,6 +47,24 @@ class Pair(msgspec.Struct, frozen=True, kw_only=True):
     def worth(self) -> bool:
         """Whether it saves enough traffic, and is no slower by the model."""
         return self.saved >= SAVED and self.fused.seconds <= self.separate_s
+
+
+def spill_bytes(w: Workload, target: Target) -> int:
+    """Bytes that a kernel with its default config moves to local memory, by the compiler.
+
+    Raises:
+        DeviceCodeRefused: it does not compile.
+        LinkError: the compiler is not installed.
+    """
+    import tvm
+
+    template = template_for(w, target)
+    assert template is not None and target.gpu is not None
+    func = kernel(w, target, template.name, template.default(w, target, 1))
+    with building(target):
+        built = tvm.tirx.build(func, tvm.target.Target(target.tvm_dict()))
+    code = device_code(built.imports[0].inspect_source(), target.gpu)
+    return sum(r.spill_bytes for r in code.resources)
 
 
 def model_pair(w: Workload, target: Target) -> Pair:

@@ -51,13 +51,14 @@ def choose_plan(plan: Plan, target: Target, winners: Mapping[str, Best]) -> tupl
 
 
 def _saves(w: Workload, target: Target) -> bool:
-    """Whether the model says that a GPU had better run one kernel."""
+    """Whether the model says that a GPU had better run one kernel, and the compiler spills none."""
+    from tvmsep.codegen import LinkRefused
     from tvmsep.estimate.gpu import Unfit
-    from tvmsep.estimate.pair import model_pair
+    from tvmsep.estimate.pair import model_pair, spill_bytes
 
     try:
-        return model_pair(w, target).worth
-    except Unfit:
+        return model_pair(w, target).worth and not spill_bytes(w, target)
+    except (Unfit, LinkRefused):
         return False
 
 
