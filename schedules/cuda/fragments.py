@@ -315,9 +315,7 @@ def schedule(sch: s_tir.Schedule, w: Workload, c: Config) -> None:
     sch.tensorize(fi, names.sync)
     unroll(sch, (ks, fr, fs))
     sch.tensorize(inner, names.store)
-    sch.transform_layout(
-        out, ("write", 0), lambda n, r, s, v: _place(w, t, n, r, s * t.vector + v)
-    )
+    sch.transform_layout(out, ("write", 0), lambda n, r, s, v: _place(w, t, n, r, s * t.vector + v))
     sch.reverse_compute_inline(out)  # last: its condition is more than primitives understand
 
 

@@ -1,7 +1,7 @@
 """TVM's tensor intrinsics for the fragments of tensor cores: WMMA of float16 into float32.
 
 They are those of `tvm.s_tir.tensor_intrin.cuda`, for the shapes and scopes used here. That module
-parses a hundred of them when it is imported, for 16 seconds; a shape's five take a fifth of one.
+parses a hundred of them when it is imported, for 16 seconds; a shape's five take half of one.
 """
 
 from __future__ import annotations
@@ -62,7 +62,9 @@ _EACH = """for i, j in T.grid({r}, {s}):
 _MULTIPLY = """for i, j, k in T.grid({m}, {n}, 16):
             with T.sblock("each"):
                 vi, vj, vk = T.axis.remap("SSR", [i, j, k])
-                C[vi, vj] = C[vi, vj] + T.Cast("float32", A[vi, vk]) * T.Cast("float32", B[vk, vj])"""
+                C[vi, vj] = C[vi, vj] + (
+                    T.Cast("float32", A[vi, vk]) * T.Cast("float32", B[vk, vj])
+                )"""
 
 
 class Intrinsics(NamedTuple):
@@ -117,7 +119,8 @@ def _copy(
 def _at(buffer: str, letter: str, rows: int, columns: int) -> str:
     """Which of an array's fragments begins where a buffer does."""
     place, stride = f"{buffer}.elem_offset", f"{letter}1"
-    return f"{place} // {stride} // {rows} * ({stride} // {columns}) + {place} % {stride} // {columns}"
+    above = f"{place} // {stride} // {rows} * ({stride} // {columns})"
+    return f"{above} + {place} % {stride} // {columns}"
 
 
 def _register(

@@ -1,7 +1,7 @@
-// Fragments of tensor cores: lane i of a warp holds elements i, i + 32, ... of the matrix.
+// Fragments of tensor cores: each lane of a warp holds its share of a matrix.
 //
-// How the hardware deals them out is unspecified, and so is the order of its sums; here they are
-// added up from first to last in float32. Products need what other lanes hold: those are handed
+// How the hardware deals elements out is unspecified; here it is mixed, so that no lane by chance
+// holds what it wrote itself. So is the order of sums: here from first to last in float32. Products need what other lanes hold: those are handed
 // over in a place of each warp, which the checks do not look at. Nothing here orders memory.
 #pragma once
 #include "cuda_fp16.h"
@@ -44,6 +44,8 @@ inline unsigned emu_thread_number() {
   return threadIdx.x + blockDim.x * (threadIdx.y + blockDim.y * threadIdx.z);
 }
 
+inline int emu_element(int i, int lane) { return i * 32 + (11 * lane + 7 * i + 5) % 32; }
+
 template <class F, class T>
 inline void fill_fragment(F& f, T value) {
   emu_matrix(nullptr, 0);
@@ -55,7 +57,7 @@ inline void load_matrix_sync(fragment<Use, m, n, k, T, row_major>& f, const T* p
   typedef fragment<Use, m, n, k, T, row_major> F;
   emu_matrix(p, stride * sizeof(T));
   for (int i = 0, lane = emu_thread_number() % 32; i < F::num_elements; i++) {
-    int at = i * 32 + lane;
+    int at = emu_element(i, lane);
     f.x[i] = p[at / F::columns * stride + at % F::columns];
   }
 }
@@ -65,7 +67,7 @@ inline void store_matrix_sync(T* p, const fragment<accumulator, m, n, k, T>& f, 
                               layout_t layout) {
   emu_matrix(p, stride * sizeof(T));
   for (int i = 0, lane = emu_thread_number() % 32; i < f.num_elements; i++) {
-    int at = i * 32 + lane, row = at / n, column = at % n;
+    int at = emu_element(i, lane), row = at / n, column = at % n;
     p[layout == mem_row_major ? row * stride + column : column * stride + row] = f.x[i];
   }
 }
@@ -83,11 +85,11 @@ __attribute__((no_sanitize("thread"), noinline)) void mma_sync(
   static emu_product<m, n, k> places[32];
   int number = (int)emu_thread_number(), lane = number % 32;
   emu_product<m, n, k>& at = places[number / 32];
-  for (int i = 0; i < a.num_elements; i++) at.a[i * 32 + lane] = (float)a.x[i];
-  for (int i = 0; i < b.num_elements; i++) at.b[i * 32 + lane] = (float)b.x[i];
+  for (int i = 0; i < a.num_elements; i++) at.a[emu_element(i, lane)] = (float)a.x[i];
+  for (int i = 0; i < b.num_elements; i++) at.b[emu_element(i, lane)] = (float)b.x[i];
   emu_matrix(nullptr, 0);
   for (int i = 0; i < d.num_elements; i++) {
-    int row = (i * 32 + lane) / n, column = (i * 32 + lane) % n;
+    int element = emu_element(i, lane), row = element / n, column = element % n;
     float sum = c.x[i];
     for (int j = 0; j < k; j++) sum += at.a[row * k + j] * at.b[j * n + column];
     d.x[i] = sum;
