@@ -50,8 +50,8 @@ def test_every_layout_is_right(device: Any, layouts: tuple[tuple[int, int], ...]
                 **dict.fromkeys(("sh", "sw"), rng.choice((1, 1, 2))),
             )  # fmt: skip
             found = [c for c in tiles(w) if c["cores"] == shape]
-            cases += [(w, "cuda_pointwise", c) for c in rng.sample(found, min(2, len(found)))]
-    assert len(cases) >= 5
+            cases += [(w, "cuda_pointwise", c) for c in rng.sample(found, min(1, len(found)))]
+    assert len(cases) >= 3
     assert max(errors(build(cases, target()), cases, device)) < 2e-3
 
 

@@ -56,7 +56,7 @@ def has_cores(w: Workload, gpu: Gpu) -> bool:
 
 def by_fragments(c: Mapping[str, Any]) -> bool:
     """Whether a config is for tensor cores."""
-    return c.get("cores", "fp32") != "fp32"
+    return bool(c.get("cores", "fp32") != "fp32")
 
 
 @dataclass(frozen=True)
