@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 from cuda_kit import build, device, errors, target
 
+from tvmsep import emulator
 from tvmsep.codegen import cuda, kernel
 from tvmsep.codegen.nvrtc import compile_image
 from tvmsep.contracts import Config, Workload
@@ -53,6 +54,23 @@ def test_every_layout_is_right(device: Any, layouts: tuple[tuple[int, int], ...]
             cases += [(w, "cuda_pointwise", c) for c in rng.sample(found, min(1, len(found)))]
     assert len(cases) >= 3
     assert max(errors(build(cases, target()), cases, device)) < 2e-3
+
+
+def test_each_barrier_is_needed(device: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    w = half(8, 64, 32, epilogue=("bias",))
+    case = (w, "cuda_pointwise", tiles(w)[0])
+    original, barrier = emulator.compile_source, "__syncthreads();"
+    for nth in range(3):
+
+        def without(source: str, nth: int = nth) -> bytes:
+            parts = source.split(barrier)
+            assert len(parts) == 4
+            kept = barrier.join(parts[: nth + 1]), barrier.join(parts[nth + 1 :])
+            return original("".join(kept))
+
+        monkeypatch.setattr(emulator, "compile_source", without)
+        with pytest.raises(AssertionError, match="race|conflict|unspecified"):
+            errors(build([case], target()), [case], device)
 
 
 MULTIPLY = """
