@@ -20,6 +20,8 @@ from typing import TYPE_CHECKING, Any
 
 from tvmsep.contracts import Config, Space, Target, Workload
 from tvmsep.schedules.common import prim_func
+from tvmsep.schedules.cuda import fragments
+from tvmsep.schedules.cuda.common import gpu_of
 from tvmsep.schedules.cuda.product import Product, Tiling, schedule, stages, typed_inputs
 from tvmsep.schedules.cuda.tiles import default_config, product_space
 
@@ -61,6 +63,9 @@ class CudaPointwise:
             value = x[n, k // bi, p, k % bi]
             return value if scale is None else value * scale[n, k // bi, 0, k % bi]
 
+        if fragments.by_fragments(c):
+            out = fragments.stages(w, c, read, lambda ch, k: wt[ch // bo, k, ch % bo], bias, res)
+            return prim_func([x, wt, bias, res, scale, out])
         out = stages(
             geometry(w), Tiling.of(c), w, read,
             lambda _, ch, k: wt[ch // bo, k, ch % bo], bias, res,
@@ -69,15 +74,20 @@ class CudaPointwise:
 
     def space(self, w: Workload, t: Target, threads: int) -> Space:
         """Tilings that fit the device and waste little."""
-        return product_space(geometry(w), w, t)
+        space = product_space(geometry(w), w, t)
+        return fragments.with_cores(space, w, t)
 
     def default(self, w: Workload, t: Target, threads: int) -> Config:
         """The tiling with the least predicted time."""
-        return default_config(geometry(w), w, t)
+        config = default_config(geometry(w), w, t)
+        return Config(config, cores="fp32") if fragments.has_cores(w, gpu_of(t)) else config
 
     def apply(self, sch: s_tir.Schedule, w: Workload, t: Target, c: Config) -> None:
         """The steps of `product.py`, in s_tir primitives."""
-        schedule(sch, geometry(w), Tiling.of(c), w)
+        if fragments.by_fragments(c):
+            fragments.schedule(sch, w, c)
+        else:
+            schedule(sch, geometry(w), Tiling.of(c), w)
 
 
 TEMPLATE = CudaPointwise()

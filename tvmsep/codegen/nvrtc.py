@@ -13,6 +13,7 @@ from importlib import util
 from pathlib import Path
 
 from tvmsep.codegen.link import LinkError, LinkRefused
+from tvmsep.codegen.mma_header import MMA_H
 from tvmsep.contracts import Gpu
 
 _ADVICE = "`pip install 'tvmsep[cuda]'` brings it, for Linux on x86-64 and AArch64"
@@ -61,6 +62,7 @@ def _in_std(body: str) -> str:
 HEADERS = {
     "cuda/std/cstdint": _in_std("\n".join(f"typedef {c} {name};" for name, c in _TYPES.items())),
     "cuda/std/type_traits": _in_std(_TRAITS),
+    "mma.h": MMA_H,
 }
 """What TVM's source includes under NVRTC, by name."""
 

@@ -67,13 +67,13 @@ class Space:
         valid: Callable[[Mapping[str, Any]], bool] = lambda _: True,
     ) -> None:
         self.knobs = dict(knobs)
-        self._valid = valid
+        self.valid = valid
 
     def __contains__(self, config: Mapping[str, Value]) -> bool:
         return (
             set(config) == set(self.knobs)
             and all(config[k] in dom for k, dom in self.knobs.items())
-            and self._valid(config)
+            and self.valid(config)
         )
 
     def configs(self) -> list[Config]:
@@ -81,6 +81,6 @@ class Space:
         found = []
         for values in itertools.product(*self.knobs.values()):
             candidate = dict(zip(self.knobs, values, strict=True))
-            if self._valid(candidate):
+            if self.valid(candidate):
                 found.append(Config(candidate))
         return found

@@ -46,7 +46,7 @@ OVERLAP = 0.15
 
 
 class Unfit(Exception):
-    """No block of the kernel fits on a multiprocessor; the message says why."""
+    """The model has no time: no block fits on a multiprocessor, or it is for tensor cores."""
 
 
 class GpuTime(msgspec.Struct, frozen=True, kw_only=True):
@@ -85,7 +85,7 @@ def gpu_seconds(func: tirx.PrimFunc, target: Target, registers: int | None = Non
         registers: of a thread, where a compiler has said so; guessed from the schedule else.
 
     Raises:
-        Unfit: no block of it fits on the device.
+        Unfit: no block of it fits on the device, or tensor cores multiply.
     """
     assert target.gpu is not None
     return kernel_seconds(read_kernel(func, target), target.gpu, registers)
@@ -95,8 +95,10 @@ def kernel_seconds(k: Kernel, gpu: Gpu, registers: int | None = None) -> GpuTime
     """Model a kernel that was read; see `gpu_seconds`.
 
     Raises:
-        Unfit: no block of it fits on the device.
+        Unfit: no block of it fits on the device, or tensor cores multiply.
     """
+    if k.fragments:
+        raise Unfit("tensor cores are not modelled")
     used = k.registers if registers is None else registers
     resident = resident_blocks(gpu, k.threads, min(used, gpu.registers_per_thread), k.shared)
     if not resident:

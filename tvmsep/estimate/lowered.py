@@ -76,6 +76,8 @@ class Kernel:
     """How often a block loads into shared memory and waits for it."""
     waits: int = 0
     """Turns of loops that load from global memory and wait for nobody else."""
+    fragments: bool = False
+    """Whether tensor cores multiply: what that takes is not counted."""
     pipelined: bool = False
     """Whether the next round's loads are under way while one is computed."""
     accesses: list[Access] = field(default_factory=list)
@@ -246,6 +248,7 @@ class _Walk:
     def _value(self, expr: Any, loops: tuple[_Loop, ...], arithmetic: bool = True) -> None:
         """Note the loads and the arithmetic of an expression."""
         times = math.prod(x.extent for x in loops)
+        self.kernel.fragments |= called(expr) == "tvm_mma_sync"
         if arithmetic:
             self.kernel.fmas += times * _operations(expr)
         self._note(expr, loops)

@@ -100,6 +100,14 @@ uint64_t emu_exchange(int kind, uint32_t mask, uint64_t value, int lane, int wid
 
 void emu_warp_barrier(uint32_t mask) { emu_exchange(WARP_BARRIER, mask, 0, 0, 32); }
 
+// All lanes of a warp meet, for an operation on fragments; memory is ordered among none.
+void emu_matrix(const void* place, uint32_t row_bytes) {
+  if ((uintptr_t)place % 32 || row_bytes % 16)
+    emu_fail(EMU_MISALIGNED, "a matrix at %p with rows of %u bytes: 32 and 16 must divide them",
+             place, row_bytes);
+  emu_exchange(BALLOT, ~0u, 0, 0, 32);
+}
+
 uint32_t emu_active_mask(void) { return (uint32_t)emu_exchange(ACTIVE, 0, 0, 0, 32); }
 
 // --- copies that a thread starts and later waits for -----------------------------------------------
