@@ -18,7 +18,6 @@ Needs a CUDA device: nothing is measured on an emulated one.
 from __future__ import annotations
 
 import argparse
-import ctypes
 import importlib.util
 import signal
 import sys
@@ -114,7 +113,7 @@ def find_target(name: str | None) -> Target:
     Raises:
         InputError: there is no device, it is emulated, or no target is for it.
     """
-    from tvmsep.bundle.device import capability, device_misfit
+    from tvmsep.bundle.device import capability, device_misfit, emulated
     from tvmsep.targets import load_target, target_names
 
     targets = [load_target(n) for n in ([name] if name else target_names())]
@@ -134,11 +133,6 @@ def find_target(name: str | None) -> Target:
         reasons.append(why)
     told = reasons[0] if reasons else "no target has a GPU"
     raise InputError(f"nothing can be measured here: {told}")
-
-
-def emulated() -> bool:
-    """Whether the stand-in of `tvmsep.emulator` answers for a device."""
-    return hasattr(ctypes.CDLL("libcuda.so.1"), "emu_reset")
 
 
 def tune(spec: str, model: Path, dtype: str, target: Target, args: argparse.Namespace) -> list[str]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import os
 import platform
 import re
@@ -47,11 +48,44 @@ def _read(path: Path, origin: str) -> Target:
         raise TargetError(f"cannot read target {origin}: {error.strerror}") from error
     except (msgspec.DecodeError, UnicodeDecodeError) as error:
         raise TargetError(
-            f"target {origin} is malformed: {error}; compare it with targets/x86-avx2.toml"
+            f"target {origin} is malformed: {error}; compare it with targets/x86-avx2.toml, with "
+            "targets/t4.toml if it has a GPU"
         ) from error
+    why = _nonsense(target)
+    if why:
+        raise TargetError(f"target {origin}: {why}")
     if target.cores == 0:
         target = msgspec.structs.replace(target, cores=host_cores())
     return target
+
+
+_AT_LEAST = {
+    "lanes": 1, "vector_registers": 4, "fma_latency_cycles": 1, "fma_per_cycle": 0.01,
+    "l2_bytes": 1024, "cores": 0, "l3_bytes": 0,
+}  # fmt: skip
+_GPU_RANGES: dict[str, tuple[float, float]] = {
+    "sms": (1, 10_000), "warp": (32, 32), "threads_per_block": (32, 1024),
+    "threads_per_sm": (32, 1 << 16), "blocks_per_sm": (1, 1024), "registers_per_thread": (16, 255),
+    "registers_per_sm": (1024, 1 << 22), "registers_per_block": (1024, 1 << 22),
+    "shared_per_block": (1024, 1 << 20), "shared_per_sm": (1024, 1 << 22),
+    "l2_bytes": (1024, 1 << 40), "bandwidth": (1e6, 1e16), "fp32_flops": (1e6, 1e18),
+    "clock_ghz": (1e-3, 1e3),
+}  # fmt: skip
+
+
+def _nonsense(t: Target) -> str:
+    """The first fact that no hardware has, or ""."""
+    for field, least in _AT_LEAST.items():
+        if not least <= (value := getattr(t, field)) < math.inf:
+            return f"{field} is {value}: it must be at least {least:g}"
+    if t.gpu is None:
+        return ""
+    if not re.fullmatch(r"sm_\d{2,3}a?", t.gpu.arch):
+        return f"[gpu] arch is {t.gpu.arch!r}: write it as sm_87"
+    for field, (low, high) in _GPU_RANGES.items():
+        if not low <= (value := getattr(t.gpu, field)) <= high:
+            return f"[gpu] {field} is {value}: it must be {low:g} to {high:g}"
+    return ""
 
 
 def target_names() -> list[str]:

@@ -23,7 +23,7 @@ from tvmsep.contracts import ModelError
 from tvmsep.frontends import load_model
 
 MODEL = "mobilenet_v1:width=0.25,resolution=32"
-TIMEOUT_S = 120.0
+TIMEOUT_S = 400
 
 
 def tvmsep(

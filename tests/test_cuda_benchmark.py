@@ -57,7 +57,7 @@ def test_without_a_device_nothing_is_installed_or_tuned(tmp_path: Path) -> None:
 
 
 def test_the_target_is_the_devices(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(cuda, "emulated", lambda: False)
+    monkeypatch.setattr(device, "emulated", lambda: False)
     wanted = {75: "t4", 80: "a100", 86: "rtx-30", 87: "jetson-orin", 89: "rtx-40", 90: "h100",
               100: "cuda"}  # fmt: skip
     for here, name in wanted.items():
@@ -72,7 +72,7 @@ def test_the_target_is_the_devices(monkeypatch: pytest.MonkeyPatch) -> None:
             cuda.find_target(name)
     with pytest.raises(InputError, match="rpi4 has no GPU"):
         cuda.find_target("rpi4")
-    monkeypatch.setattr(cuda, "emulated", lambda: True)
+    monkeypatch.setattr(device, "emulated", lambda: True)
     with pytest.raises(InputError, match="emulated"):
         cuda.find_target(None)
 

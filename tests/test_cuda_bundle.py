@@ -21,7 +21,7 @@ from tvmsep import api, emulator
 from tvmsep.bundle import Bundle, Package, device
 from tvmsep.cli.resource_table import show_resources
 from tvmsep.compiler import SYSTEM_LIB, compile_object, emit, lower
-from tvmsep.contracts import BundleError, InputError
+from tvmsep.contracts import BundleError, InputError, TargetError
 from tvmsep.targets import load_target
 
 pytestmark = pytest.mark.skipif(arm() or sys.platform != "linux", reason="needs an x86 Linux host")
@@ -167,3 +167,36 @@ def test_an_object_for_a_device_has_its_code_under_the_prefix() -> None:
     module = emit(plan, prepared.target, configs).with_attr(SYSTEM_LIB, "mine_")
     made = compile_object(lower(module, prepared.target), prepared.target, {"a.b": b"x"})
     assert b"mine___tvm_ffi__library_bin" in made and b"__global__" not in made
+
+
+@pytest.mark.parametrize("fault", ["failed:*", "address:*"])
+def test_a_failed_device_is_one_error(
+    model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, fault: str
+) -> None:
+    """CUDA refuses even to free memory then, which TVM's destructors do not survive."""
+    out, data = tmp_path / "e.tvmsep", tmp_path / "x.npy"
+    tvmsep("build", model, "--target", "t4", "-o", out)
+    np.save(data, np.zeros((1, 3, 16, 16), np.float32))
+    monkeypatch.setenv("TVMSEP_EMULATOR_FAULT", fault)
+    for verb in (("run", out, "-i", data), ("bench", out, "--runs", "4")):
+        said = tvmsep(*verb, fails=True)
+        assert [line for line in said.splitlines() if line.startswith("error: ")], said
+        assert "terminate called" not in said
+
+
+@pytest.mark.parametrize(
+    ("fact", "value", "says"),
+    [
+        ("sms = 40", "sms = -3", r"\[gpu\] sms is -3"),
+        ('arch = "sm_75"', 'arch = "sm_7x"', r"\[gpu\] arch is 'sm_7x'"),
+        ("clock_ghz = 1.59", "clock_ghz = nan", "clock_ghz is nan"),
+        ("sms = 40", "sms = 40\nwarp = 64", "warp is 64"),
+        ("lanes = 4 ", "lanes = 0 ", "lanes is 0"),
+    ],
+)
+def test_facts_that_no_device_has(tmp_path: Path, fact: str, value: str, says: str) -> None:
+    text = Path("targets/t4.toml").read_text()
+    assert fact in text
+    (tmp_path / "x.toml").write_text(text.replace(fact, value))
+    with pytest.raises(TargetError, match=f"x.toml.*{says}"):
+        load_target(str(tmp_path / "x.toml"))

@@ -43,6 +43,8 @@ class Report:
     tasks: int
     modelled: bool = False
     """Whether that log holds modelled times, and nothing was measured."""
+    emulated: bool = False
+    """Whether its times were taken on an emulated device."""
     results: tuple[TuneResult, ...] = ()
     """What tuning found, for each set of input shapes that it came to."""
 
@@ -132,6 +134,11 @@ def read_trials(target: Target, logs: Sequence[str | os.PathLike[str]] | None) -
     if len({t.modelled for t in trials}) > 1:
         raise InputError(
             "some of these logs hold measured times and some modelled ones (board model), which do "
+            "not compare: give either"
+        )
+    if len({t.emulated for t in trials}) > 1:
+        raise InputError(
+            "some of these logs hold times of a real device and some of an emulated one, which do "
             "not compare: give either"
         )
     return trials
@@ -264,7 +271,10 @@ def make_bundle(
         raise type(error)(str(error).replace(scratch, str(path))) from error
     finally:
         Path(scratch).unlink(missing_ok=True)
-    return Report(manifest, path, check, len(used), tasks, any(t.modelled for t in used))
+    return Report(
+        manifest, path, check, len(used), tasks, modelled=any(t.modelled for t in used),
+        emulated=any(t.emulated for t in used),
+    )  # fmt: skip
 
 
 def _compile(

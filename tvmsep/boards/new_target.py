@@ -40,7 +40,7 @@ _ARM_CORES = {
 }
 """By the part number of cores that Arm (implementer 0x41) designed."""
 
-_RARE = ("half_width_is_free", "lane_operand", "in_order", "mca_dispatch")
+_RARE = ("half_width_is_free", "lane_operand", "in_order", "mca_dispatch", "clock_ghz", "bandwidth")
 """Facts that a file leaves out where they are none."""
 
 _AVX512 = ("avx512f", "avx512vl", "avx512bw", "avx512dq", "avx512cd")
@@ -121,7 +121,8 @@ def as_toml(target: Target, unknown: tuple[str, ...], facts: Facts) -> str:
     lines = []
     for name in target.__struct_fields__:
         value = getattr(target, name)
-        if name == "link" or value in ("", ()) or (name in _RARE and not value):
+        rare = name in _RARE and not value
+        if name == "link" or rare or value is None or value in ("", ()):
             continue
         text = f"{name} = {json.dumps(value)}"
         lines.append(f"{text:<30}# {remarks[name]}" if name in remarks else text)

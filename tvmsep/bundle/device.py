@@ -102,6 +102,14 @@ def capability() -> int:
     return parts[0] * 10 + parts[1]
 
 
+def emulated() -> bool:
+    """Whether the stand-in of `tvmsep.emulator` answers for the driver."""
+    try:
+        return hasattr(ctypes.CDLL(_DRIVER), "emu_reset")
+    except OSError:
+        return False
+
+
 def device_misfit(gpu: Gpu) -> str | None:
     """Why code for `gpu` cannot run on this host's first device, or None if it can.
 

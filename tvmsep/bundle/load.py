@@ -78,6 +78,8 @@ class Bundle:
             package.check_host()
             variant = package.pick(threads, len(cpus))
             count = threads or min(variant.threads, len(cpus))
+            if package.manifest.target.gpu is not None:
+                count = 1  # starts the kernels
             if count > 4 * len(cpus):
                 raise InputError(
                     f"threads is {count}: this process may use {len(cpus)} CPUs, so give at "

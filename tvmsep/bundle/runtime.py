@@ -15,6 +15,7 @@ once: calls are done in turn.
 
 from __future__ import annotations
 
+import contextlib
 import ctypes
 import functools
 import importlib
@@ -191,10 +192,10 @@ class Network:
         """
         import numpy as np
 
+        if self._device:
+            return self._on_device(arrays)
         result = self._main(*self.bind(arrays))
         parts = (result,) if isinstance(result, self._ffi.Tensor) else tuple(result)
-        if self._device:
-            return tuple(map(self._device.get, parts))
         outputs, taken = [], self._kept | {a.ctypes.data for a in arrays}
         for part in parts:
             output = np.from_dlpack(part)
@@ -203,6 +204,25 @@ class Network:
             taken.add(output.ctypes.data)
             outputs.append(output)
         return tuple(outputs)
+
+    def _on_device(self, arrays: Sequence[Any]) -> tuple[Any, ...]:
+        """As a call. After a kernel's failure CUDA refuses everything, also to free memory."""
+        assert self._device is not None
+        try:
+            result = self._main(*self.bind(arrays))
+            parts = (result,) if isinstance(result, self._ffi.Tensor) else tuple(result)
+            return tuple(map(self._device.get, parts))
+        except Exception:
+            self._forsake()
+            raise
+
+    def _forsake(self) -> None:
+        """Never free what lies on the device: TVM's destructors end the process where CUDA refuses.
+
+        Another process can use the device again.
+        """
+        for held in (self._main, self._vm, self._module, *(tensor for _, tensor in self._buffers)):
+            ctypes.pythonapi.Py_IncRef(ctypes.py_object(held))
 
     def bind(self, arrays: Sequence[Any]) -> list[Any]:
         """TVM's tensors for arrays: on their own memory where kernels can read it, else copied.
@@ -227,9 +247,14 @@ class Network:
 
     def run(self, tensors: Sequence[Any]) -> Any:
         """Run to the end on what `bind` made and leave the outputs in TVM's memory."""
-        result = self._main(*tensors)
-        if self._device:
+        if self._device is None:
+            return self._main(*tensors)
+        try:
+            result = self._main(*tensors)
             self._device.wait()
+        except Exception:
+            self._forsake()
+            raise
         return result
 
     def unload(self) -> None:
@@ -336,7 +361,9 @@ class Networks:
             network.unload()
         if self._loaded:
             self._loaded = []
-            load_runtime().get_global_func("vm.builtin.memory_manager.clear")()
+            # After a kernel's failure a device refuses this too.
+            with contextlib.suppress(RuntimeError):
+                load_runtime().get_global_func("vm.builtin.memory_manager.clear")()
 
     def _note_runner(self) -> None:
         self._runner_id = threading.get_ident()

@@ -33,6 +33,7 @@ def print_report(report: Report, as_json: bool) -> None:
             "tasks": report.tasks,
             "tuned_tasks": report.tuned,
             "modelled": report.modelled,
+            "emulated": report.emulated,
             "check": msgspec.to_builtins(report.check),
             "variants": msgspec.to_builtins(report.manifest.variants),
             "kernels_s": state.kernels_s if state else {},
@@ -58,6 +59,8 @@ def print_report(report: Report, as_json: bool) -> None:
         for v in one.variants:
             _print_variant(v, states[n] if n < len(states) else None)
     how = "that a model chose: modelled, not measured" if report.modelled else "that was measured"
+    if report.emulated:
+        how += " on an emulated device, whose times say nothing about speed"
     print(f"{report.tuned} of {report.tasks} kernels run a config {how}")
     print(f"wrote {report.path} ({size / 1e6:.1f} MB)")
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import sys
 import time
 from collections.abc import Sequence
 from contextlib import ExitStack
@@ -15,6 +16,7 @@ from tvmsep.cli import options
 from tvmsep.cli.export_cmd import export
 from tvmsep.cli.options import BundlePath, shape_option
 from tvmsep.contracts import InputError
+from tvmsep.contracts.trial import EMULATED_NOTE
 from tvmsep.contracts.words import counted
 
 if TYPE_CHECKING:
@@ -130,6 +132,7 @@ def bench(
     """Time a bundle: median, quartiles, GFLOP/s, share of the machine's peak, memory."""
     from tvmsep.bundle import Bundle, Package
     from tvmsep.bundle import bench as time_bundles
+    from tvmsep.bundle.device import emulated
     from tvmsep.bundle.runtime import allowed_cpus
 
     with Package(bundle, trust=require_signature) as package:
@@ -174,7 +177,10 @@ def bench(
         f"{manifest.name} for {manifest.target.name}: {runs} runs each, seeded noise as input; "
         f"this process peaked at {_megabytes(_peak_rss_bytes())}"
     )
-    if any(r.gflops is not None and r.peak_share is None for r in results):
+    gpu = manifest.target.gpu is not None
+    if gpu and emulated():
+        print(f"warning: the CUDA device here {EMULATED_NOTE}", file=sys.stderr)
+    if not gpu and any(r.gflops is not None and r.peak_share is None for r in results):
         print(
             "of peak: the FMA peak was not measured when this bundle was made, as `tune` does; "
             f"`tvmsep profile {bundle}` measures it"

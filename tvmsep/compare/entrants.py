@@ -209,12 +209,27 @@ def untuned(specs: Sequence[Spec], counts: Sequence[int]) -> list[str]:
         assert spec.path is not None
         with Package(spec.path) as package:
             have = [v.threads for v in package.manifest.variants]
+            if package.manifest.target.gpu is not None:
+                continue  # its one thread starts kernels
         if odd := [n for n in counts if n not in have]:
             found.append(
                 f"{spec.name} was built for {counted('thread', *have)}, not for "
                 f"{', '.join(map(str, odd))}"
             )
     return found
+
+
+def on_emulator(specs: Sequence[Spec]) -> bool:
+    """Whether a bundle among them runs on this host's emulated CUDA device."""
+    from tvmsep.bundle import Package
+    from tvmsep.bundle.device import emulated
+
+    for spec in specs:
+        if spec.kind == "bundle" and spec.path is not None:
+            with Package(spec.path) as package:
+                if package.manifest.target.gpu is not None:
+                    return emulated()
+    return False
 
 
 def told_model(words: Sequence[str], shapes: Shapes | None) -> tuple[str | None, Shapes | None]:

@@ -10,6 +10,7 @@ from tvmsep.compare import entrants as e
 from tvmsep.compare.rounds import ROUNDS
 from tvmsep.compare.stats import ALPHA, QUANTILE
 from tvmsep.contracts import InputError, Target
+from tvmsep.contracts.trial import EMULATED_NOTE
 from tvmsep.graph import Plan
 from tvmsep.measure import Board
 from tvmsep.measure.lock import HostLock, Scratch
@@ -108,6 +109,8 @@ def compare(
                 told=say,
             )  # fmt: skip
     warnings = [*e.untuned(specs, counts), *warnings]
+    if tracker is None and e.on_emulator(specs):
+        warnings.append(f"the CUDA device here {EMULATED_NOTE}")
     return c.Comparison(
         subject=network.title, sha256=network.sha256, board=board.name if board else "local",
         machine=c.machine(board),
