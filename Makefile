@@ -4,7 +4,7 @@ VENV   := .venv
 BIN    := $(VENV)/bin
 LINTED := build/lint
 # Test files that run at once: many wait for a board or a time-out most of their time.
-AT_ONCE ?= 3
+AT_ONCE ?= 2
 
 .PHONY: demo test test-torch lint clean
 .DELETE_ON_ERROR:

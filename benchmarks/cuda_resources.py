@@ -26,6 +26,7 @@ from tvmsep.compiler import compile_library, emit, lower
 from tvmsep.compiler.emit import WORKLOAD
 from tvmsep.contracts import Config, InputError, TvmsepError, Workload
 from tvmsep.schedules import TEMPLATES
+from tvmsep.tuner.fusion import choose_plan
 
 TARGETS = ("jetson-nano", "t4", "a100", "rtx-30", "jetson-orin", "rtx-40", "h100")
 
@@ -36,7 +37,8 @@ def resources(model: str, name: str) -> tuple[str, dict[str, KernelResources]]:
     target = prepared.target
     if target.gpu is None:
         raise InputError(f"--targets: {name} is a CPU")
-    (plan,) = prepared.plans.values()
+    (separate,) = prepared.plans.values()
+    plan, _ = choose_plan(separate, target, {})
     configs: dict[Workload, tuple[str, Config]] = {}
     for task in plan.tasks(target):
         default = TEMPLATES[task.template].default(task.workload, target, task.threads)

@@ -249,6 +249,7 @@ def test_a_network_gets_a_session_that_lasts(target: Target, quick: None) -> Non
         farm.connect()
         limits = [farm._ask(lambda slot: slot.session_s, s) for s in (0.0, LONG_SESSION_S, 0.0)]
         assert limits == [REMOTE_SESSION_S, LONG_SESSION_S, LONG_SESSION_S]
+        until(lambda: boards[0].sessions >= 2)  # its server tells of them when it gets to it
         assert boards[0].sessions == 2
 
 
