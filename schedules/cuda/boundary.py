@@ -12,10 +12,10 @@ from __future__ import annotations
 import math
 from typing import TYPE_CHECKING
 
-from tvmsep.contracts import Config, Space, Target, Workload
+from tvmsep.contracts import Config, Target, Workload
 from tvmsep.schedules.boundary import Pack, Unpack
 from tvmsep.schedules.cuda.common import vector_lanes
-from tvmsep.schedules.cuda.flat import flat_apply, flat_default, flat_space
+from tvmsep.schedules.cuda.flat import Flat, flat_apply
 
 if TYPE_CHECKING:
     from tvm import s_tir
@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 _NARROW = 8
 
 
-class CudaPack(Pack):
+class CudaPack(Flat, Pack):
     """Plain to blocked; channels past the last are zero."""
 
     name = "cuda_pack"
@@ -33,13 +33,9 @@ class CudaPack(Pack):
         """What the CPU's accepts, to float32 or float16."""
         return t.gpu is not None and super().accepts(w, t)
 
-    def space(self, w: Workload, t: Target, threads: int) -> Space:
-        """The vector of channels and the threads of a block."""
-        return flat_space(t, vector_lanes(w, w.out_block))
-
-    def default(self, w: Workload, t: Target, threads: int) -> Config:
-        """See `flat_default`."""
-        return flat_default(w, t, vector_lanes(w, w.out_block))
+    def lanes(self, w: Workload) -> int:
+        """Of channels."""
+        return vector_lanes(w, w.out_block)
 
     def apply(self, sch: s_tir.Schedule, w: Workload, t: Target, c: Config) -> None:
         """The docstring's steps; the channels of a vector are read from as many images."""
@@ -47,7 +43,7 @@ class CudaPack(Pack):
         flat_apply(sch, order, 3, c, scalar=True)
 
 
-class CudaUnpack(Unpack):
+class CudaUnpack(Flat, Unpack):
     """Blocked to plain; padding channels are dropped."""
 
     name = "cuda_unpack"
@@ -57,13 +53,9 @@ class CudaUnpack(Unpack):
         """What the CPU's accepts, from float32 or float16."""
         return t.gpu is not None and super().accepts(w, t)
 
-    def space(self, w: Workload, t: Target, threads: int) -> Space:
-        """The vector of channels that is read at once, and the threads of a block."""
-        return flat_space(t, math.gcd(4, w.in_block, w.oc))
-
-    def default(self, w: Workload, t: Target, threads: int) -> Config:
-        """See `flat_default`."""
-        return flat_default(w, t, math.gcd(4, w.in_block, w.oc))
+    def lanes(self, w: Workload) -> int:
+        """Of channels, read at once."""
+        return math.gcd(4, w.in_block, w.oc)
 
     def apply(self, sch: s_tir.Schedule, w: Workload, t: Target, c: Config) -> None:
         """Neighbouring threads take neighbouring pixels, and of each a vector of channels."""

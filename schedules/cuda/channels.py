@@ -9,11 +9,11 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from tvmsep.contracts import Config, Space, Target, Workload
+from tvmsep.contracts import Config, Target, Workload
 from tvmsep.schedules.channels import Channels, granule
 from tvmsep.schedules.cuda.common import vector_lanes
 from tvmsep.schedules.cuda.epilogue import calls, finish
-from tvmsep.schedules.cuda.flat import flat_apply, flat_default, flat_space
+from tvmsep.schedules.cuda.flat import Flat, flat_apply
 
 if TYPE_CHECKING:
     from tvm import s_tir
@@ -24,14 +24,7 @@ def _by_pixels(w: Workload) -> bool:
     return {*blocks, w.out_block} == {1}
 
 
-def _lanes(w: Workload) -> int:
-    if _by_pixels(w):
-        return vector_lanes(w, w.oh * w.ow)
-    interleaved = granule(w) == 1
-    return vector_lanes(w, w.out_block if interleaved else granule(w))
-
-
-class CudaChannels(Channels):
+class CudaChannels(Flat, Channels):
     """See the module's docstring."""
 
     name = "cuda_channels"
@@ -42,13 +35,12 @@ class CudaChannels(Channels):
         """What the CPU's accepts, in float32 or float16."""
         return t.gpu is not None and super().accepts(w, t)
 
-    def space(self, w: Workload, t: Target, threads: int) -> Space:
-        """The vector and the threads of a block."""
-        return flat_space(t, _lanes(w))
-
-    def default(self, w: Workload, t: Target, threads: int) -> Config:
-        """See `flat_default`."""
-        return flat_default(w, t, _lanes(w))
+    def lanes(self, w: Workload) -> int:
+        """See `Flat`."""
+        if _by_pixels(w):
+            return vector_lanes(w, w.oh * w.ow)
+        interleaved = granule(w) == 1
+        return vector_lanes(w, w.out_block if interleaved else granule(w))
 
     def apply(self, sch: s_tir.Schedule, w: Workload, t: Target, c: Config) -> None:
         """Threads are numbered along memory."""

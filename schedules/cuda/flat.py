@@ -36,6 +36,22 @@ def flat_default(w: Workload, t: Target, lanes: int) -> Config:
     return Config(vec=vec, threads=_block(gpu, points // vec))
 
 
+class Flat:
+    """Space and default of a template that is flat alone; it stands before the CPU's class."""
+
+    def lanes(self, w: Workload) -> int:
+        """Elements of the longest vector that a thread may take."""
+        raise NotImplementedError
+
+    def space(self, w: Workload, t: Target, threads: int) -> Space:
+        """The vector and the threads of a block."""
+        return flat_space(t, self.lanes(w))
+
+    def default(self, w: Workload, t: Target, threads: int) -> Config:
+        """See `flat_default`."""
+        return flat_default(w, t, self.lanes(w))
+
+
 def _block(gpu: Gpu, threads: int) -> int:
     """Threads of a block: four warps, or two where that gives a multiprocessor more to do."""
     return 4 * gpu.warp if threads >= gpu.sms * 8 * gpu.warp else 2 * gpu.warp

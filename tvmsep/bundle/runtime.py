@@ -27,7 +27,7 @@ import sys
 import tempfile
 import threading
 import weakref
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
@@ -208,21 +208,24 @@ class Network:
     def _on_device(self, arrays: Sequence[Any]) -> tuple[Any, ...]:
         """As a call. After a kernel's failure CUDA refuses everything, also to free memory."""
         assert self._device is not None
-        try:
+        with self._forsaken():
             result = self._main(*self.bind(arrays))
             parts = (result,) if isinstance(result, self._ffi.Tensor) else tuple(result)
             return tuple(map(self._device.get, parts))
-        except Exception:
-            self._forsake()
-            raise
 
-    def _forsake(self) -> None:
-        """Never free what lies on the device: TVM's destructors end the process where CUDA refuses.
+    @contextlib.contextmanager
+    def _forsaken(self) -> Iterator[None]:
+        """After a failure nothing on the device is ever freed.
 
-        Another process can use the device again.
+        CUDA refuses it then, and TVM's destructors end the process. Another process can use it.
         """
-        for held in (self._main, self._vm, self._module, *(tensor for _, tensor in self._buffers)):
-            ctypes.pythonapi.Py_IncRef(ctypes.py_object(held))
+        try:
+            yield
+        except Exception:
+            tensors = [tensor for _, tensor in self._buffers]
+            for held in (self._main, self._vm, self._module, *tensors):
+                ctypes.pythonapi.Py_IncRef(ctypes.py_object(held))
+            raise
 
     def bind(self, arrays: Sequence[Any]) -> list[Any]:
         """TVM's tensors for arrays: on their own memory where kernels can read it, else copied.
@@ -249,13 +252,10 @@ class Network:
         """Run to the end on what `bind` made and leave the outputs in TVM's memory."""
         if self._device is None:
             return self._main(*tensors)
-        try:
+        with self._forsaken():
             result = self._main(*tensors)
             self._device.wait()
-        except Exception:
-            self._forsake()
-            raise
-        return result
+            return result
 
     def unload(self) -> None:
         """End the threads and drop the library."""

@@ -51,6 +51,18 @@ def schedule_rest(mod: IRModule, target: Target) -> IRModule:
     return mod
 
 
+def inline_cheap(sch: Any) -> None:
+    """Inline what is not worth a loop of its own, as far as TVM can."""
+    from tvm import s_tir
+
+    for block in sch.get_child_blocks(sch.get_sblock("root")):
+        if _worth_inlining(sch, block):
+            try:
+                sch.compute_inline(block)
+            except s_tir.ScheduleError:
+                continue  # not elementwise, or it writes the output
+
+
 def _schedule(func: tirx.PrimFunc, target: Target) -> tirx.PrimFunc:
     from tvm import s_tir
 
@@ -59,12 +71,7 @@ def _schedule(func: tirx.PrimFunc, target: Target) -> tirx.PrimFunc:
         sch.get_sblock("root")
     except s_tir.ScheduleError:
         return func  # written in loops by hand, such as a sort
-    for block in sch.get_child_blocks(sch.get_sblock("root")):
-        if worth_inlining(sch, block):
-            try:
-                sch.compute_inline(block)
-            except s_tir.ScheduleError:
-                continue  # not elementwise, or it writes the output
+    inline_cheap(sch)
     best: tirx.PrimFunc = sch.mod["main"]
     names = [sch.get(b).name_hint for b in sch.get_child_blocks(sch.get_sblock("root"))]
     for name in names:
@@ -78,7 +85,7 @@ def _schedule(func: tirx.PrimFunc, target: Target) -> tirx.PrimFunc:
     return best
 
 
-def worth_inlining(sch: Any, block: Any) -> bool:
+def _worth_inlining(sch: Any, block: Any) -> bool:
     """1.: nothing is computed twice, and one polynomial does not feed another."""
     consumers = sch.get_consumers(block)
     if not consumers or not sch.get_loops(block):

@@ -24,7 +24,7 @@ from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
 from tvmsep.compiler.emit import SCHEDULED
-from tvmsep.compiler.fallback import calls_of, in_order, reduces_last_axis, worth_inlining
+from tvmsep.compiler.fallback import calls_of, in_order, inline_cheap, reduces_last_axis
 from tvmsep.contracts import ModelError, Target
 from tvmsep.schedules.cuda.common import bind_flat, gpu_of
 from tvmsep.schedules.cuda.epilogue import device_call, sigmoid
@@ -159,12 +159,7 @@ def _schedule(func: tirx.PrimFunc, target: Target, kernel: str) -> tirx.PrimFunc
         sch.get_sblock("root")
     except s_tir.ScheduleError as error:  # loops written by hand
         raise ModelError(_REFUSED.format(kernel)) from error
-    for block in sch.get_child_blocks(sch.get_sblock("root")):
-        if worth_inlining(sch, block):
-            try:
-                sch.compute_inline(block)
-            except s_tir.ScheduleError:
-                continue  # not elementwise, or it writes the output
+    inline_cheap(sch)
     best: tirx.PrimFunc = sch.mod["main"]
     names = [sch.get(b).name_hint for b in sch.get_child_blocks(sch.get_sblock("root"))]
     for name in names:

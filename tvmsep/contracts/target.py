@@ -49,11 +49,6 @@ class Gpu(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True)
     """The boost clock for which the peak is stated."""
 
     @property
-    def integrated(self) -> bool:
-        """Whether it shares a chip with its host's CPU: Jetsons have machine code of their own."""
-        return self.compute_capability in INTEGRATED
-
-    @property
     def compute_capability(self) -> int:
         """87 of `sm_87`."""
         return int(self.arch.removeprefix("sm_").rstrip("a"))
