@@ -1,26 +1,27 @@
 """How often `tvmsep compare` is right: a network against itself, and against 3 % more work.
 
     python benchmarks/verdicts.py --times 100 --json verdicts.json
-    python benchmarks/verdicts.py --only more --times 20 --threads 1
+    python benchmarks/verdicts.py --network mobilenet_v2 --threads 2 --times 20
 
-The network with more work is the same but for one kernel: in some of its tiles the whole
-computation is done again. The result stays the same, and nothing sleeps. The kernel is one of the
-quickest for its multiply-adds, so that 4 % more of them take some 3 % more time: how much they
-take is printed at the end, from all rounds together.
+Each comparison has three entrants: a network, the same bundle once more, and the network with more
+work, which is the same but for one kernel: in some of its tiles the whole computation is done
+again. The result stays the same, and nothing sleeps. The kernel is one of the quickest for its
+multiply-adds, so that 4 % more of them take some 3 % more time: how much they take is printed at
+the end, from all rounds together.
 
-A network against itself must be `cant_tell`; the one with more work must be `slower`. With `--json`
-an interrupted run keeps what it has, and the same command goes on with it.
+The network against itself must be `cant_tell`; the one with more work must be `slower`. With
+`--json` an interrupted run keeps what it has, and the same command goes on with it.
 """
 
 from __future__ import annotations
 
 import argparse
+import dataclasses
 import json
 import statistics
 import sys
 import tempfile
 import time
-from collections.abc import Sequence
 from fractions import Fraction
 from pathlib import Path
 from typing import Any
@@ -29,13 +30,17 @@ import numpy as np
 from harness.protocol import write_json
 
 from tvmsep import api
+from tvmsep.bundle import Package
 from tvmsep.compare import stats
+from tvmsep.compare.comparison import machine
 from tvmsep.compare.engines import OURS, Job
 from tvmsep.compare.rounds import ROUNDS, Entrant, play
 
-NETWORK = "mobilenet_v2"
-KERNEL = "pointwise 14x14 96>576+relu6"
-"""Three of the network's layers, a tenth of its work, bound by arithmetic."""
+NETWORK = "mobilenet_v2:resolution=96"
+CHANNELS = (96, 576)
+"""Of the pointwise kernel that gets more work: three layers of MobileNetV2, a tenth of its work,
+bound by arithmetic."""
+SERIES = (("same", "cant_tell"), ("more", "slower"))
 
 
 def more_work(func: Any, share: Fraction) -> Any:
@@ -55,17 +60,22 @@ def more_work(func: Any, share: Fraction) -> Any:
     return func.with_body(s_tir.SBlockRealize(root.iter_values, root.predicate, body))
 
 
-def write_bundles(folder: Path, threads: int, extra: float) -> tuple[Path, Path, float]:
+def write_bundles(
+    folder: Path, network: str, threads: int, extra: float
+) -> tuple[Path, Path, float]:
     """The network, the network with more work, and by how much that is."""
-    from tvmsep.bundle import Package, write_bundle
+    from tvmsep.bundle import write_bundle
     from tvmsep.compiler import compile_library, emit, lower
 
     plain, heavy = folder / "plain.tvmsep", folder / "heavy.tvmsep"
-    api.build(NETWORK, out=plain, threads=[threads], logs=())
-    prepared = api.prepare(NETWORK, threads=[threads])
+    api.build(network, out=plain, threads=[threads], logs=())
+    prepared = api.prepare(network, threads=[threads])
     plan = prepared.plans[threads]
     tasks = plan.tasks(prepared.target)
-    (task,) = (t for t in tasks if t.workload.label == KERNEL)
+    fits = [t for t in tasks if (t.workload.ic, t.workload.oc) == CHANNELS]
+    if not fits:
+        sys.exit(f"{network} has no pointwise kernel of {CHANNELS[0]} to {CHANNELS[1]} channels")
+    task = fits[0]
     macs = sum(t.count * t.workload.macs for t in tasks)
     part = task.count * task.workload.macs / macs
     share = Fraction(extra / part).limit_denominator(16)
@@ -89,72 +99,72 @@ def write_bundles(folder: Path, threads: int, extra: float) -> tuple[Path, Path,
     return plain, heavy, float(share) * part
 
 
-def verdict(a: Path, b: Path, threads: int, rounds: int, seed: int) -> dict[str, Any]:
-    """One comparison as `tvmsep compare` makes it: the verdict on `a`."""
-    inputs = [np.random.default_rng(seed).standard_normal((1, 3, 224, 224), dtype=np.float32)]
+def verdicts(plain: Path, heavy: Path, threads: int, rounds: int, seed: int) -> dict[str, Any]:
+    """One comparison as `tvmsep compare` makes it, and its verdicts in both series."""
+    with Package(plain) as package:
+        shapes = [i.shape for i in package.manifest.inputs]
+    rng = np.random.default_rng(seed)
+    inputs = [rng.standard_normal(s, dtype=np.float32) for s in shapes]
     entrants = [
         Entrant(name, OURS.adapter, Job(str(path), threads), True)
-        for name, path in (("a", a), ("b", b))
+        for name, path in (("plain", plain), ("same", plain), ("more", heavy))
     ]
     begin = time.monotonic()
     played, _ = play(entrants, inputs, rounds=rounds, seed=seed)
-    figures = [r.figures_s for r in played]
-    pair = _pair(figures)
-    return {
-        "verdict": pair.verdict, "ratio": pair.ratio, "low": pair.low, "high": pair.high,
-        "seconds": time.monotonic() - begin, "figures_s": figures,
+    found: dict[str, Any] = {
+        "seconds": time.monotonic() - begin,
         "others": statistics.mean(r.load.others or 0.0 for r in played),
-    }  # fmt: skip
+    }
+    for which, (series, _) in enumerate(SERIES, 1):
+        logs = [r.log_ratio(which, 0) for r in played]
+        found[series] = {**dataclasses.asdict(stats.pair(logs)), "log_ratios": logs}
+    return found
 
 
 def main() -> None:
-    """Run both series and print how often the verdict was right."""
+    """Run the comparisons and print how often the verdicts were right."""
     p = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    p.add_argument("--times", type=int, default=100, help="comparisons each (%(default)s)")
-    p.add_argument("--threads", type=int, default=2, help="(%(default)s)")
+    p.add_argument("--network", default=NETWORK, help="MobileNetV2 of some size (%(default)s)")
+    p.add_argument("--times", type=int, default=100, help="comparisons (%(default)s)")
+    p.add_argument("--threads", type=int, default=1, help="(%(default)s)")
     p.add_argument("--rounds", type=int, default=ROUNDS, help="of a comparison (%(default)s)")
     p.add_argument(
         "--extra", type=float, default=0.04, help="share of multiply-adds added (%(default)s)"
     )
-    p.add_argument("--only", choices=("same", "more"), help="one of the two series")
     p.add_argument("--json", type=Path, metavar="FILE", help="keep every figure there")
     args = p.parse_args()
-    done: dict[str, Any] = {"same": [], "more": []}
+    done: list[dict[str, Any]] = []
     if args.json is not None and args.json.exists():
-        done = json.loads(args.json.read_text())
+        done = json.loads(args.json.read_text())["comparisons"]
     with tempfile.TemporaryDirectory(prefix="tvmsep-verdicts-") as name:
-        plain, heavy, extra = write_bundles(Path(name), args.threads, args.extra)
-        print(f"{NETWORK}, threads {args.threads}, {extra:.2%} more multiply-adds", flush=True)
-        for n in range(args.times):
-            for series, path in (("same", plain), ("more", heavy)):
-                if args.only not in (None, series) or len(done[series]) > n:
-                    continue
-                found = verdict(path, plain, args.threads, args.rounds, n)
-                done[series].append(found)
-                print(
-                    f"{series} {n + 1}: {found['verdict']:9} {found['ratio']:.4f} "
-                    f"({found['low']:.4f} to {found['high']:.4f}), {found['seconds']:.0f} s, "
-                    f"others {found['others']:.0%}",
-                    flush=True,
-                )
-                if args.json is not None:
-                    write_json(args.json, {**done, "threads": args.threads, "extra": extra})
-    for series, right in (("same", "cant_tell"), ("more", "slower")):
-        if found := done[series]:
-            figures = [f for one in found for f in one["figures_s"]]
-            hits = sum(_pair(one["figures_s"]).verdict == right for one in found)
-            whole = _pair(figures)
-            print(
-                f"{series}: {right} {hits} of {len(found)}; longest "
-                f"{max(one['seconds'] for one in found):.0f} s; all {len(figures)} rounds: ratio "
-                f"{whole.ratio:.4f} ({whole.low:.4f} to {whole.high:.4f})"
+        plain, heavy, extra = write_bundles(Path(name), args.network, args.threads, args.extra)
+        print(f"{args.network}, threads {args.threads}, {extra:.2%} more multiply-adds", flush=True)
+        for n in range(len(done), args.times):
+            done.append(verdicts(plain, heavy, args.threads, args.rounds, n))
+            told = ", ".join(
+                f"{s} {done[n][s]['verdict']} {done[n][s]['ratio']:.4f} "
+                f"({done[n][s]['low']:.4f} to {done[n][s]['high']:.4f})"
+                for s, _ in SERIES
             )
-
-
-def _pair(figures: Sequence[Sequence[float]]) -> stats.Pair:
-    return stats.pair([a for a, _ in figures], [b for _, b in figures])
+            print(
+                f"{n + 1}: {told}, {done[n]['seconds']:.0f} s, others {done[n]['others']:.0%}",
+                flush=True,
+            )
+            if args.json is not None:
+                about = {"network": args.network, "threads": args.threads, "extra": extra}
+                write_json(args.json, {**about, "machine": machine(), "comparisons": done})
+    for series, right in SERIES if done else ():
+        hits = sum(one[series]["verdict"] == right for one in done)
+        whole = stats.pair([x for one in done for x in one[series]["log_ratios"]])
+        print(
+            f"{series}: {right} {hits} of {len(done)}; all {whole.rounds} rounds: ratio "
+            f"{whole.ratio:.4f} ({whole.low:.4f} to {whole.high:.4f})"
+        )
+    seconds = sorted(one["seconds"] for one in done)
+    if seconds:
+        print(f"seconds each: median {statistics.median(seconds):.0f}, longest {seconds[-1]:.0f}")
 
 
 if __name__ == "__main__":

@@ -22,7 +22,7 @@ from tvmsep.cli.compare_cmds import words
 from tvmsep.codegen import example_inputs, reference, relative_error, unscheduled
 from tvmsep.codegen.assembly import hot_loop
 from tvmsep.compare import comparison as c
-from tvmsep.compare import entrants, kernels
+from tvmsep.compare import cores, entrants, kernels, rounds
 from tvmsep.compare.changes import changes
 from tvmsep.compare.engines import OURS, Engine, Job, require
 from tvmsep.compare.rounds import Entrant, play
@@ -182,9 +182,71 @@ def test_a_slow_entrant_takes_fewer_turns(folder: Path) -> None:
     job = Job(str(folder / "a.tvmsep"), 1)
     both = [Entrant("a", OURS.adapter, job, True), Entrant("b", f"{folder}/slow.py:Slow", job)]
     (one,), _ = play(both, [np.zeros((1, 3, 32, 32), np.float32)], rounds=1, blocks=14)
-    assert 4 <= len(one.calls_s[1]) <= 8  # one call a turn
-    assert len(one.calls_s[0]) > 14
+    assert len(one.calls_s[1]) == 4 and len(one.calls_s[0]) > 14  # one call a turn, and many
+    assert sum(map(bool, one.turns_s[0])) == 14 and one.log_ratio(1, 0) > 1
 
+
+def test_fewer_turns_where_all_are_slow() -> None:
+    assert rounds._turns(32, [1, 1], [5e-3, 6e-3]) == [32, 27]
+    assert rounds._turns(32, [1, 1], [1e-2, 1e-2]) == [25, 25]
+    assert rounds._turns(32, [1, 1, 1], [0.2, 0.25, 2.0]) == [8, 6, 4]
+    assert rounds._turns(3, [8, 1], [5e-4, 2.0]) == [3, 3]
+
+
+# Cores
+
+
+def test_a_round_stays_on_some_cores_and_the_next_on_others() -> None:
+    cpus = [0, 2, 4, 6]
+    assert [cores.choose(cpus, 1, n) for n in range(4)] == [{0}, {2}, {4}, {6}]
+    assert [cores.choose(cpus, 3, n) for n in range(2)] == [{0, 2, 4}, {6, 0, 2}]
+    assert cores.choose(cpus, 4, 1) is None and cores.choose([3], 1, 0) is None
+
+
+def test_cores_are_counted_once_and_slow_kinds_left_out(tmp_path: Path) -> None:
+    for cpu, (siblings, khz) in enumerate(
+        [("0-1", 5000000)] * 2 + [("2", 3000000), ("3", 4800000)]
+    ):
+        for name, text in (("topology/thread_siblings_list", siblings),
+                           ("cpufreq/cpuinfo_max_freq", khz)):  # fmt: skip
+            file = tmp_path / f"cpu{cpu}" / name
+            file.parent.mkdir(parents=True, exist_ok=True)
+            file.write_text(f"{text}\n")
+    assert cores.one_a_core([0, 1, 2, 3], tmp_path) == [0, 3]
+    assert cores.one_a_core([1, 2], tmp_path / "nothing") == [1, 2]
+
+
+@pytest.mark.skipif(len(os.sched_getaffinity(0)) < 2, reason="one core")
+def test_processes_of_a_round_stay_together(folder: Path) -> None:
+    (folder / "where.py").write_text(WHERE)
+    job = Job(str(folder / "a.tvmsep"), 1)
+    both = [Entrant(n, f"{folder}/where.py:Where", job) for n in "ab"]
+    os.environ["WHERE"] = str(folder / "cpus")
+    try:
+        play(both, [np.zeros(1, np.float32)], rounds=2, blocks=8)
+    finally:
+        del os.environ["WHERE"]
+    ran = [line.split() for line in (folder / "cpus").read_text().splitlines()]
+    first, second = ({cpu for number, cpu in ran if number == n} for n in ("1", "2"))
+    assert len(first) == len(second) == 1 and first != second
+
+
+WHERE = """
+import os
+class Where:
+    version = "0"
+    def __init__(self, job):
+        self.calls = 0
+        with open(os.environ["WHERE"] + ".made", "a") as f:
+            f.write("x")
+        self.round = (os.path.getsize(os.environ["WHERE"] + ".made") + 1) // 2
+    def __call__(self, arrays):
+        allowed = os.sched_getaffinity(0)
+        if len(allowed) == 1:
+            with open(os.environ["WHERE"], "a") as f:
+                f.write(f"{self.round} {min(allowed)}\\n")
+        return arrays
+"""
 
 WRONG = """
 class Wrong:

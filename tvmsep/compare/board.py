@@ -68,7 +68,7 @@ def compare_kernels_there(
                 jobs.append((choice.task, choice.config, answer))
             played = []
             for number in range(1, rounds + 1):
-                calls: list[list[float]] = [[] for _ in mine]
+                turns: list[list[tuple[float, ...]]] = [[] for _ in mine]
                 order = [*range(len(mine)), *_turns(len(mine), KERNEL_TURNS, shuffler)]
                 found = farm.measure_turns(jobs, order)
                 if isinstance(found, Failed):
@@ -78,8 +78,8 @@ def compare_kernels_there(
                     if isinstance(got, Failed):
                         raise _error(got, mine[i].text)
                     if at >= len(mine):  # the first ones warm up
-                        calls[i] += got.times_s
-                played.append(Round(tuple(map(tuple, calls)), load))
+                        turns[i].append(tuple(got.times_s))
+                played.append(Round(tuple(map(tuple, turns)), load))
                 _tell(told, number, rounds, threads, [x.name for x in mine], played[-1])
             names = [(x.name, x.config.key) for x in mine]
             judged = judge(names, [x.template for x in mine], threads, played)
@@ -141,10 +141,10 @@ def compare_there(
                             f"{entrant.name} and {entrants[0].name} do not compute the same: their "
                             f"outputs differ by {error:.1e} of the largest"
                         )
-                calls: list[list[float]] = [[] for _ in jobs]
+                turns: list[list[tuple[float, ...]]] = [[] for _ in jobs]
                 for i, seconds in zip(order, times, strict=True):
-                    calls[i] += seconds.tolist()
-                played.append(Round(tuple(map(tuple, calls)), load))
+                    turns[i].append(tuple(seconds.tolist()))
+                played.append(Round(tuple(map(tuple, turns)), load))
                 _tell(told, number, rounds, threads, [e.name for e in entrants], played[-1])
             found = judge(names, [""] * len(names), threads, played)
             rows += found[0]

@@ -52,6 +52,7 @@ class PairRow(msgspec.Struct, frozen=True, kw_only=True):
     b: str
     threads: int
     ratio: float
+    """By turns that stand beside each other: not exactly the ratio of the two rows' times."""
     low: float | None
     high: float | None
     p: float
@@ -168,7 +169,8 @@ def judge(
         rounds: as they were played.
     """
     figures = np.array([r.figures_s for r in rounds])
-    calls = [[s for r in rounds for s in r.calls_s[i]] for i in range(len(names))]
+    by_round = [r.calls_s for r in rounds]
+    calls = [[s for one in by_round for s in one[i]] for i in range(len(names))]
     rows = [
         Row(
             name=name, what=what, version=versions[i], threads=threads,
@@ -181,7 +183,7 @@ def judge(
     pairs = []
     for i in range(len(names)):
         for j in range(i + 1, len(names)):
-            p = stats.pair(figures[:, i].tolist(), figures[:, j].tolist())
+            p = stats.pair([r.log_ratio(i, j) for r in rounds])
             known = np.isfinite(p.high)
             pairs.append(
                 PairRow(

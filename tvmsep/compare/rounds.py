@@ -8,21 +8,28 @@ from collections.abc import Callable, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
 
+from tvmsep.compare.cores import cores_for
 from tvmsep.compare.engines import Array, Job
 from tvmsep.compare.seat import Seat
-from tvmsep.compare.stats import figure
+from tvmsep.compare.stats import figure, log_ratio
 from tvmsep.compare.watch import Watch
 from tvmsep.measure.load import Load
 from tvmsep.measure.lock import HostLock
 
 ROUNDS = 16
-BLOCKS = 14
+BLOCKS = 32
 """Turns of each entrant in a round."""
-BLOCK_S = 0.03
-"""Timed calls of one turn."""
+BLOCK_S = 0.004
+"""Timed calls of one turn: one call of most networks. What else a machine does comes and goes
+within tens of milliseconds, so what stands beside each other is compared, and often."""
+ROUND_S = 0.5
+"""Calls of one entrant in a round, those that are not timed included: turns are fewer where a call
+takes so long that they would take longer."""
+FEWEST_BLOCKS = 8
+"""Turns of the quickest entrant, however long its calls take."""
 SLOW_BLOCKS = 4
-"""An entrant whose single call takes longer has so much fewer turns, though not fewer than this: it
-shall not hold up the others."""
+"""An entrant whose calls take longer than the quickest one's has fewer turns, though not fewer than
+this: it shall not hold up the others."""
 LEAST_BLOCKS, SLOWED = 4, 1.4
 """A round ends early, though not before so many turns, where it takes so much longer than it would
 have when the calls were counted: a busy machine shall not stretch a comparison."""
@@ -43,10 +50,19 @@ class Entrant:
 class Round:
     """What one round measured."""
 
-    calls_s: tuple[tuple[float, ...], ...]
-    """For each entrant the seconds of its timed calls, in the order in which they were made."""
+    turns_s: tuple[tuple[tuple[float, ...], ...], ...]
+    """For each entrant and each turn the seconds of its timed calls; none where it had no turn."""
     load: Load
     """What else the machine did meanwhile."""
+
+    @property
+    def calls_s(self) -> list[list[float]]:
+        """For each entrant the seconds of its timed calls, in the order in which they were made."""
+        return [[s for turn in turns for s in turn] for turns in self.turns_s]
+
+    def log_ratio(self, i: int, j: int) -> float:
+        """What it says about one entrant's time beside another's."""
+        return log_ratio(self.turns_s[i], self.turns_s[j])
 
     @property
     def figures_s(self) -> list[float]:
@@ -54,9 +70,18 @@ class Round:
         return [figure(calls) for calls in self.calls_s]
 
 
-def _turns(blocks: int, call_s: float) -> int:
-    """How many of a round's turns an entrant takes."""
-    return min(blocks, max(SLOW_BLOCKS, round(blocks * BLOCK_S / call_s)))
+def _turns(blocks: int, counts: Sequence[int], calls_s: Sequence[float]) -> list[int]:
+    """How many of a round's turns each entrant takes.
+
+    Args:
+        blocks: at most so many.
+        counts: timed calls of each one's turn; one more warms up.
+        calls_s: seconds of one call of each.
+    """
+    longest = [(n + 1) * s for n, s in zip(counts, calls_s, strict=True)]
+    quickest = min(longest)
+    most = min(blocks, max(FEWEST_BLOCKS, int(ROUND_S / quickest)))
+    return [max(min(most, SLOW_BLOCKS), round(most * quickest / t)) for t in longest]
 
 
 def play(
@@ -101,23 +126,26 @@ def play(
                 for i in order:
                     seats[i].begin()
                 versions = [seats[i].ready().version for i in range(len(entrants))]
+                if (cores := cores_for(max(e.job.threads for e in entrants), number)) is not None:
+                    for seat in seats.values():
+                        seat.stay_on(cores)
                 if not counts:
                     alone = [min(seats[i].block(2, 1)) for i in range(len(entrants))]
                     counts = [max(1, round(BLOCK_S / s)) for s in alone]
-                    turns = [_turns(blocks, s) for s in alone]
+                    turns = _turns(blocks, counts, alone)
                     round_s = sum(
                         k * (n + 1) * s for k, n, s in zip(turns, counts, alone, strict=True)
                     )
                 watch = Watch([seats[i].pid for i in range(len(entrants))])
-                calls: list[list[float]] = [[] for _ in entrants]
-                end = time.monotonic() + SLOWED * round_s
-                for done in range(blocks):
+                took: list[list[tuple[float, ...]]] = [[] for _ in entrants]
+                end, most = time.monotonic() + SLOWED * round_s, max(turns)
+                for done in range(most):
                     if done >= LEAST_BLOCKS and time.monotonic() > end:
                         break
                     for i in shuffler.sample(range(len(entrants)), len(entrants)):
-                        if done * turns[i] % blocks < turns[i]:  # evenly spread
-                            calls[i] += seats[i].block(counts[i], 1)
-                played.append(Round(tuple(map(tuple, calls)), watch.load()))
+                        its = done * turns[i] % most < turns[i]  # evenly spread
+                        took[i].append(tuple(seats[i].block(counts[i], 1)) if its else ())
+                played.append(Round(tuple(map(tuple, took)), watch.load()))
             told(number, played[-1])
     finally:
         lock.close()

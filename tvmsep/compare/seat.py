@@ -13,7 +13,7 @@ import os
 import signal
 import sys
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -114,6 +114,13 @@ class Seat:
         loaded: Loaded = self._guard(self._worker.result)
         self._sleep()
         return loaded
+
+    def stay_on(self, cpus: Collection[int]) -> None:
+        """Keep all threads that it has, and those that they start, on these CPUs."""
+        with contextlib.suppress(OSError):  # it ended: the next call says so
+            for thread in os.listdir(f"/proc/{self.pid}/task"):
+                with contextlib.suppress(ProcessLookupError):  # this one did
+                    os.sched_setaffinity(int(thread), cpus)
 
     def run(self, inputs: Sequence[Array]) -> list[Array]:
         """The outputs for other inputs."""

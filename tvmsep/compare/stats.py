@@ -1,9 +1,14 @@
 """From rounds to a verdict. Knows nothing of engines, processes or files.
 
-What a round says about an entrant is a low quantile of its calls: whatever else happens on a
-machine makes calls longer, never shorter, and what is left is the code's own time and the luck of
-its process (where its pages lie, which state it started in). That luck stays for a process's whole
-life, so calls of one process are no independent witnesses: rounds are, each with fresh processes.
+What a round says about a pair is the middle of its turns' log-ratios: of two that stand beside each
+other, some milliseconds apart. A shared machine goes from quick to slow and back within tens of
+milliseconds, by a quarter; neighbours mostly meet the same state, and the middle leaves out those
+that did not. What is left is the luck of the processes (where their pages lie, which state they
+started in). That luck stays for a process's whole life, so turns of one process are no independent
+witnesses: rounds are, each with fresh processes.
+
+What a round says about one entrant alone is a low quantile of its calls: whatever else happens on a
+machine makes calls longer, never shorter.
 
 For a pair there is one log-ratio a round. If both are equally fast its sign is a coin toss, however
 the noise is shaped and however it drifts between rounds: a signed-rank test (Wilcoxon, Individual
@@ -32,7 +37,9 @@ ALPHA = 0.01
 POWER = 0.9
 """How often a difference as large as the one seen shall be told, after `more_rounds` more."""
 QUANTILE = 0.05
-"""Of a process's calls: what a round says about an entrant."""
+"""Of a process's calls: what a round says about an entrant alone."""
+TURN = 0.25
+"""Quantile of a turn's calls that stands for the turn."""
 MIN_ROUNDS = 8
 """With fewer no outcome at all has a probability below `ALPHA`: 2 / 2**7 is above."""
 MOST_ROUNDS = 10_000
@@ -47,6 +54,23 @@ Verdict = Literal["faster", "slower", "cant_tell"]
 def figure(calls_s: Sequence[float]) -> float:
     """Seconds: what one round says about one entrant."""
     return float(np.quantile(np.asarray(calls_s), QUANTILE))
+
+
+def log_ratio(a_s: Sequence[Sequence[float]], b_s: Sequence[Sequence[float]]) -> float:
+    """What one round says about a pair: above 0 where the first takes longer.
+
+    Args:
+        a_s: for each turn seconds of its calls; turns without any are left out.
+        b_s: as many turns.
+
+    Raises:
+        ValueError: no turn in which both were timed.
+    """
+    both = [(a, b) for a, b in zip(a_s, b_s, strict=True) if a and b]
+    if not both:
+        raise ValueError("no turn in which both were timed")
+    logs = [math.log(np.quantile(a, TURN)) - math.log(np.quantile(b, TURN)) for a, b in both]
+    return float(np.median(logs))
 
 
 def _scores(n: int) -> NDArray[np.int64]:
@@ -90,21 +114,19 @@ class Pair:
     where the one seen is too small for any number worth naming."""
 
 
-def pair(a_s: Sequence[float], b_s: Sequence[float], alpha: float = ALPHA) -> Pair:
-    """Compare two entrants by their figures of the same rounds.
+def pair(log_ratios: Sequence[float], alpha: float = ALPHA) -> Pair:
+    """Judge a pair.
 
     Args:
-        a_s: one figure a round, seconds.
-        b_s: as many.
+        log_ratios: one a round.
         alpha: as `ALPHA`.
 
     Raises:
-        ValueError: no rounds, or not as many of each, or a time that is not above 0.
+        ValueError: no rounds, or one that is not finite.
     """
-    a, b = np.asarray(a_s, float), np.asarray(b_s, float)
-    if a.shape != b.shape or not a.size or not (np.minimum(a, b) > 0).all():
-        raise ValueError(f"figures of the same rounds are needed: {a_s} and {b_s}")
-    logs = np.log(a) - np.log(b)  # turned round, exactly the negative
+    logs = np.asarray(log_ratios, float)
+    if logs.ndim != 1 or not logs.size or not np.isfinite(logs).all():
+        raise ValueError(f"one finite log-ratio a round is needed: {log_ratios}")
     n = len(logs)
     i, j = np.triu_indices(n)
     walsh = np.sort((logs[i] + logs[j]) / 2)  # where the sum changes

@@ -68,7 +68,7 @@ def warnings(
     spread = max(float(np.median(c) / np.quantile(c, 0.05) - 1) for c in calls_s)
     if spread > NOISE:
         found.append(
-            f"a middling call took {spread:.0%} longer than a quick one: neighbours disturb; "
-            "quick calls are compared"
+            f"a middling call took {spread:.0%} longer than a quick one: neighbours disturb; only "
+            "calls that stand beside each other are compared"
         )
     return found

@@ -16,11 +16,32 @@
 - `lock`: nothing overlaps a timing on a host.
 """
 
-from tvmsep.measure.farm import Farm
-from tvmsep.measure.modelled import ModelBoard
-from tvmsep.measure.network import NetworkTimes
-from tvmsep.measure.offline import Measuring, NullBoard, ReplayBoard
-from tvmsep.measure.results import Board, Built, Failed, Measured
+from __future__ import annotations
+
+import importlib
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from tvmsep.measure.farm import Farm
+    from tvmsep.measure.modelled import ModelBoard
+    from tvmsep.measure.network import NetworkTimes
+    from tvmsep.measure.offline import Measuring, NullBoard, ReplayBoard
+    from tvmsep.measure.results import Board, Built, Failed, Measured
+
+# Imported when asked for: every worker process begins by importing this package, and few of them
+# need all of it.
+_HOME = {
+    "Board": "results",
+    "Built": "results",
+    "Failed": "results",
+    "Farm": "farm",
+    "Measured": "results",
+    "Measuring": "offline",
+    "ModelBoard": "modelled",
+    "NetworkTimes": "network",
+    "NullBoard": "offline",
+    "ReplayBoard": "offline",
+}
 
 __all__ = [
     "Board",
@@ -34,3 +55,9 @@ __all__ = [
     "NullBoard",
     "ReplayBoard",
 ]
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _HOME:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    return getattr(importlib.import_module(f"{__name__}.{_HOME[name]}"), name)
