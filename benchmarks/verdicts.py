@@ -1,7 +1,7 @@
 """How often `tvmsep compare` is right: a network against itself, and against 3 % more work.
 
     python benchmarks/verdicts.py --times 100 --json verdicts.json
-    python benchmarks/verdicts.py --network mobilenet_v2 --threads 2 --times 20
+    python benchmarks/verdicts.py --network mobilenet_v2:width=0.5 --threads 1 --times 20
 
 Each comparison has three entrants: a network, the same bundle once more, and the network with more
 work, which is the same but for one kernel: in some of its tiles the whole computation is done
@@ -36,7 +36,7 @@ from tvmsep.compare.comparison import machine
 from tvmsep.compare.engines import OURS, Job
 from tvmsep.compare.rounds import ROUNDS, Entrant, play
 
-NETWORK = "mobilenet_v2:resolution=96"
+NETWORK = "mobilenet_v2"
 CHANNELS = (96, 576)
 """Of the pointwise kernel that gets more work: three layers of MobileNetV2, a tenth of its work,
 bound by arithmetic."""
@@ -128,7 +128,7 @@ def main() -> None:
     )
     p.add_argument("--network", default=NETWORK, help="MobileNetV2 of some size (%(default)s)")
     p.add_argument("--times", type=int, default=100, help="comparisons (%(default)s)")
-    p.add_argument("--threads", type=int, default=1, help="(%(default)s)")
+    p.add_argument("--threads", type=int, default=2, help="(%(default)s)")
     p.add_argument("--rounds", type=int, default=ROUNDS, help="of a comparison (%(default)s)")
     p.add_argument(
         "--extra", type=float, default=0.04, help="share of multiply-adds added (%(default)s)"

@@ -16,8 +16,8 @@ from tvmsep.compare.watch import Watch
 from tvmsep.measure.load import Load
 from tvmsep.measure.lock import HostLock
 
-ROUNDS = 16
-BLOCKS = 32
+ROUNDS = 12
+BLOCKS = 24
 """Turns of each entrant in a round."""
 BLOCK_S = 0.004
 """Timed calls of one turn: one call of most networks. What else a machine does comes and goes
