@@ -1,7 +1,7 @@
 """How often `tvmsep compare` is right: a network against itself, and against 3 % more work.
 
     python benchmarks/verdicts.py --times 100 --json verdicts.json
-    python benchmarks/verdicts.py --network mobilenet_v2:width=0.5 --threads 1 --times 20
+    python benchmarks/verdicts.py --network mobilenet_v2:resolution=160 --threads 1 --times 20
 
 Each comparison has three entrants: a network, the same bundle once more, and the network with more
 work, which is the same but for one kernel: in some of its tiles the whole computation is done

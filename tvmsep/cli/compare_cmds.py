@@ -200,7 +200,7 @@ def show(found: Comparison) -> None:
         )  # fmt: skip
     print(
         f"outputs agree to {found.largest_difference:.1e} of the largest; a time is the median of "
-        f"the rounds' {found.quantile:.0%} quantiles"
+        f"the rounds' {found.quantile:.0%} quantiles, a ratio that of turns beside each other"
     )
     for warning in found.warnings:
         print(f"warning: {warning}")

@@ -59,6 +59,8 @@ class PairRow(msgspec.Struct, frozen=True, kw_only=True):
     verdict: stats.Verdict
     """Of `a`: whether it is faster or slower than `b`."""
     more_rounds: int | None
+    ratios: tuple[float, ...] = ()
+    """One a round: what the verdict is made from."""
 
 
 class Claim(msgspec.Struct, frozen=True, kw_only=True):
@@ -183,13 +185,15 @@ def judge(
     pairs = []
     for i in range(len(names)):
         for j in range(i + 1, len(names)):
-            p = stats.pair([r.log_ratio(i, j) for r in rounds])
+            logs = [r.log_ratio(i, j) for r in rounds]
+            p = stats.pair(logs)
             known = np.isfinite(p.high)
             pairs.append(
                 PairRow(
                     a=names[i][0], b=names[j][0], threads=threads, ratio=p.ratio,
                     low=p.low if known else None, high=p.high if known else None, p=p.p,
                     verdict=p.verdict, more_rounds=p.more_rounds,
+                    ratios=tuple(np.exp(logs).tolist()),
                 )
             )  # fmt: skip
     found = watch.warnings([r.load for r in rounds], figures.tolist(), calls)
