@@ -22,6 +22,7 @@ Tried and lost
 
 from __future__ import annotations
 
+from functools import cache
 from typing import TYPE_CHECKING, Any
 
 from tvmsep.contracts import Target, Workload
@@ -36,17 +37,17 @@ _LAG = 2
 """Loads between one of a lower half and the insertion of the upper one."""
 _MEANS = """
 @T.prim_func(s_tir=True)
-def means(a: T.handle, b: T.handle, c: T.handle) -> None:
+def means(a: T.handle, b: T.handle, c: T.handle, blocks: T.int32) -> None:
 {strides}
-    A = T.match_buffer(a, ({blocks}, {pixels}, 4), "float32", align=4, offset_factor=1{a})
-    B = T.match_buffer(b, ({ob}{channels}, 4), "float32", align=4, offset_factor=1{b})
+    A = T.match_buffer(a, (blocks, {pixels}, 4), "float32", align=4, offset_factor=1{a})
+    B = T.match_buffer(b, ({ob}blocks * 4, 4), "float32", align=4, offset_factor=1{b})
     C = T.match_buffer(c, ({ob}{pixels}, 4), "float32", align=4, offset_factor=1{c})
     with T.sblock("root"):
-        T.reads(C[{all}0:{pixels}, 0:4], A[0:{blocks}, 0:{pixels}, 0:4], B[{all}0:{channels}, 0:4])
+        T.reads(C[{all}0:{pixels}, 0:4], A[0:blocks, 0:{pixels}, 0:4], B[{all}0:blocks * 4, 0:4])
         T.writes(C[{all}0:{pixels}, 0:4])
         {body}
 """
-_SUM = """for {k}p, o, io, ii in T.grid({ob}{pixels}, 4, {blocks}, 4):
+_SUM = """for {k}p, o, io, ii in T.grid({ob}{pixels}, 4, blocks, 4):
             with T.sblock("each"):
                 {vk}vp, vo, vi, vj = T.axis.remap("{kinds}", [{k}p, o, io, ii])
                 C[{vk}vp, vo] = C[{vk}vp, vo] + A[vi, vp, vj] * B[{vk}vi * 4 + vj, vo]"""
@@ -90,14 +91,24 @@ def tile_by_halves(sch: s_tir.Schedule, acc: Any, at: Any, tile_p: int, tile_oc:
 def _intrinsic(tile_p: int, tile_oc: int, blocks: int) -> tuple[str, str]:
     """Register the tile with TVM: its name there, and the function that it calls."""
     from tvm.s_tir import TensorIntrin
-    from tvm.script import from_source
 
     function = f"tvmsep_halves_{tile_p}x{tile_oc}"
+    name = f"{function}_{blocks}"
+    both = (f.specialize({f.params[3]: blocks}) for f in _described(function, tile_p, tile_oc))
+    TensorIntrin.register(name, *both, override=True)
+    return name, _function(function, tile_p, tile_oc)
+
+
+@cache
+def _described(function: str, tile_p: int, tile_oc: int) -> tuple[Any, Any]:
+    """What the tile means, and the call that does it with buffers of any strides."""
+    from tvm.script import from_source
+
     many = tile_oc > 1
     words = {
-        "blocks": blocks, "channels": blocks * _LANES, "pixels": tile_p,
-        "ob": f"{tile_oc}, " if many else "", "all": f"0:{tile_oc}, " if many else "",
-        "k": "k, " if many else "", "vk": "vk, " if many else "", "kinds": "SSSRR"[1 - many :],
+        "pixels": tile_p, "ob": f"{tile_oc}, " if many else "",
+        "all": f"0:{tile_oc}, " if many else "", "k": "k, " if many else "",
+        "vk": "vk, " if many else "", "kinds": "SSSRR"[1 - many :],
     }  # fmt: skip
     plain = _MEANS.format(strides="", a="", b="", c="", body=_SUM.format(**words), **words)
     sizes = {"a": ("a0", "a1"), "b": ("b0", "b1")[1 - many :], "c": ("c0", "c1")[1 - many :]}
@@ -106,12 +117,10 @@ def _intrinsic(tile_p: int, tile_oc: int, blocks: int) -> tuple[str, str]:
     call = (
         f'T.evaluate(T.call_extern("{function}", C.access_ptr("rw"), A.access_ptr("r"), '
         f'B.access_ptr("r"), T.Cast("int64", a0), T.Cast("int64", {sizes["b"][0]}), '
-        f'T.Cast("int64", {sizes["c"][0]}), T.int64({blocks}), dtype="void"))'
+        f'T.Cast("int64", {sizes["c"][0]}), T.Cast("int64", blocks), dtype="void"))'
     )
-    name = f"{function}_{blocks}"
     strided = _MEANS.format(strides=strides, body=call, **shown, **words)
-    TensorIntrin.register(name, from_source(plain), from_source(strided), override=True)
-    return name, _function(function, tile_p, tile_oc)
+    return from_source(plain), from_source(strided)
 
 
 def _function(name: str, tile_p: int, tile_oc: int) -> str:
@@ -146,8 +155,7 @@ def _function(name: str, tile_p: int, tile_oc: int) -> str:
     lines += [
         "  %times = sub i64 %blocks, 1",
         "  %step = mul i64 %dx, 4",
-        f"  %r = call {{{', '.join(kinds)}}} asm \"{text}\", \"{constraints}\""
-        f"({', '.join(given)}) #0",
+        f'  %r = call {{{", ".join(kinds)}}} asm "{text}", "{constraints}"({", ".join(given)}) #0',
     ]
     for k in range(count):
         lines.append(f"  %s{k} = extractvalue {{{', '.join(kinds)}}} %r, {k}")

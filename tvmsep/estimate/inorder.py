@@ -9,7 +9,7 @@ are under way. LLVM's tables know nothing of which instructions a cycle has room
   to 64 bits takes one.
 - Two exceptions: a vector load of up to 64 bits and the insertion of an integer register into a
   vector share a cycle, and so do anything integer, loads included, and anything of a vector.
-- Each waits for its operands, with LLVM's latencies; an accumulator is awaited where it is added to.
+- Each waits for its operands, with LLVM's latencies, and for an accumulator where it is added to.
 
 The second and third are those that people found who write kernels for it: ncnn's notes
 (`docs/developer-guide/arm-a53-a55-dual-issue.md`), and XNNPACK's kernels named `cortex-a53` are
