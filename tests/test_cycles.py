@@ -11,7 +11,7 @@ from boards_kit import run
 from tvmsep.codegen.assembly import Loop, hot_loop
 from tvmsep.contracts import InputError
 from tvmsep.estimate.inorder import in_order_cycles
-from tvmsep.estimate.mca import find_mca, loop_cycles
+from tvmsep.estimate.mca import find_mca, loop_cycles, must_have_model
 from tvmsep.profile.cycles import CycleModel
 from tvmsep.targets import load_target, target_names
 
@@ -80,6 +80,11 @@ def test_a_bundle_is_modelled_as_its_model_is(tmp_path: Path, mca: str) -> None:
 def test_mistakes_are_named(words: tuple[str, ...], says: str) -> None:
     done = run("inspect", *words)
     assert done.returncode == 2 and says in done.stderr and "Traceback" not in done.stderr
+
+
+def test_a_gpu_has_another_table() -> None:
+    with pytest.raises(InputError, match="inspect --resources"):
+        must_have_model(load_target("jetson-orin"))
 
 
 def test_without_the_analyser_one_message(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
