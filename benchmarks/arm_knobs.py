@@ -39,6 +39,9 @@ SWEEPS: dict[str, tuple[Workload, tuple[dict[str, int | str], ...]]] = {
             {"tile_p": 4, "tile_oc": 4},
             {"tile_p": 2, "tile_oc": 4},
             {"tile_p": 14, "tile_oc": 2},
+            {"tile_p": 7, "tile_oc": 2, "loads": "halves"},
+            {"tile_p": 8, "tile_oc": 2, "loads": "halves"},
+            {"tile_p": 14, "tile_oc": 1, "loads": "halves"},
             {"tile_p": 8, "tile_oc": 2, "unroll": 1},
             {"tile_p": 8, "tile_oc": 2, "unroll": 2},
         ),
@@ -62,7 +65,7 @@ SWEEPS: dict[str, tuple[Workload, tuple[dict[str, int | str], ...]]] = {
 def row(w: Workload, t: Target, knobs: dict[str, int | str], tool: str) -> str:
     """One cell: share of the multiply-add ports, loads a multiply-add, and spills if any."""
     if w.op == "pointwise":
-        knobs = {"unroll": 4, **knobs}
+        knobs = {"unroll": 4, "loads": "whole", **knobs}
     config = Config({**TEMPLATES[w.op].default(w, t, t.cores), **knobs})
     built = tvm.tirx.build(kernel(w, t, w.op, config), tvm.target.Target(t.tvm_dict()))
     loop = hot_loop(built.inspect_source("s").splitlines())

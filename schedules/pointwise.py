@@ -12,7 +12,8 @@ Strategy
        accumulators, weights and a scalar a pixel do not all fit, pixels run outermost in the tile:
        four by three on AVX2 reaches 98 % of the peak so, and spills to 44 % the other way round.
        On NEON a pixel's four channels are one load, and multiply-adds take its lanes, where
-       `unroll` covers the block.
+       `unroll` covers the block. On in-order cores `loads` chooses between LLVM's 128-bit loads and
+       the 64-bit ones of `halves.py`.
     3. Run the epilogue on the tile while it is still in registers.
     4. Walk the tiles in one of four orders (`loop`):
          px      parallel over (pixel tile, channel tile): the input tile stays in L1
@@ -50,6 +51,7 @@ from tvmsep.schedules.common import (
     tile_cost,
 )
 from tvmsep.schedules.epilogue import finish
+from tvmsep.schedules.halves import fits_by_halves, tile_by_halves
 
 if TYPE_CHECKING:
     from tvm import s_tir, tirx
@@ -129,6 +131,10 @@ class Pointwise:
             acc = c["tile_p"] * c["tile_oc"]
             if acc > accumulator_limit(t, c["tile_oc"]):
                 return False
+            if c.get("loads") == "halves" and not (
+                c["unroll"] == w.in_block and fits_by_halves(w, t, c["tile_p"], c["tile_oc"])
+            ):
+                return False
             px, oc = tiles(c)
             if c["loop"] in ("px", "oc"):
                 return bool(c["chunks"] == 1)
@@ -166,6 +172,7 @@ class Pointwise:
                 "loop": loops,
                 "chunks": tuple(chunk_domain) or (1,),
                 "unroll": tuple(u for u in (1, 2, 4) if w.in_block % u == 0),
+                **({"loads": ("whole", "halves")} if _by_hand(t) else {}),
             },
             lambda c: c["tile_p"] * c["tile_oc"] >= floor and valid(c),
         )
@@ -177,7 +184,8 @@ class Pointwise:
         def cost(p: int, o: int) -> tuple[float, int]:
             tiles = (pixels // p) * (w.out_blocks // o) * w.n
             balance = -(-tiles // threads) * threads / tiles
-            return (tile_cost(t, w.out_block, p, o) * balance, -p)
+            slow = 1.2 if _by_hand(t) and not fits_by_halves(w, t, p, o) else 1.0
+            return (tile_cost(t, w.out_block, p, o) * balance * slow, -p)
 
         tiles = [
             (p, o)
@@ -196,6 +204,7 @@ class Pointwise:
             loop="px" if rows else "oc",
             chunks=1,
             unroll=w.in_block if t.lane_operand else 1,
+            **_loads(w, t, tile_p, tile_oc),
         )
 
     def _scaled_default(
@@ -215,7 +224,10 @@ class Pointwise:
         ]
         (tile_p, tile_oc), chunks = min(choices, key=lambda choice: worth(*choice))
         unroll = w.in_block if t.lane_operand else 1
-        return Config(tile_p=tile_p, tile_oc=tile_oc, loop=loop, chunks=chunks, unroll=unroll)
+        loads = _loads(w, t, tile_p, tile_oc)
+        return Config(
+            tile_p=tile_p, tile_oc=tile_oc, loop=loop, chunks=chunks, unroll=unroll, **loads
+        )
 
     def apply(self, sch: s_tir.Schedule, w: Workload, t: Target, c: Config) -> None:
         """The docstring's steps, in s_tir primitives."""
@@ -243,6 +255,10 @@ class Pointwise:
                 chunk = sch.fuse(n, oc)
                 sch.parallel(chunk)
         tile_p, tile_oc = c.int("tile_p"), c.int("tile_oc")
+        if c.get("loads") == "halves":
+            tile_by_halves(sch, acc, at, tile_p, tile_oc)
+            finish_tile(sch, (oi, pi), o)
+            return
         crowded = (tile_p + 1) * (tile_oc + 1) > t.vector_registers
         register_tile(  # 1. and 2.
             sch, acc, at, ("io", "ii"), {"ii": c.int("unroll")}, vector_axis=3,
@@ -272,6 +288,18 @@ def _scaled_chunks(
         image = 4 * w.ih * w.iw * w.in_blocks * w.in_block
         counts = [c for c in counts if image // c <= t.l2_bytes // 2] or counts[-1:]
     return tuple(counts[:4])
+
+
+def _by_hand(t: Target) -> bool:
+    """Whether `loads` is a knob: in-order cores gain from loads that are placed by hand."""
+    return t.in_order and t.lane_operand
+
+
+def _loads(w: Workload, t: Target, tile_p: int, tile_oc: int) -> dict[str, str]:
+    """The default of the knob `loads`, where there is one."""
+    if not _by_hand(t):
+        return {}
+    return {"loads": "halves" if fits_by_halves(w, t, tile_p, tile_oc) else "whole"}
 
 
 def _fits(t: Target, tile_p: int, tile_oc: int) -> bool:

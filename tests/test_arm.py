@@ -116,14 +116,28 @@ def test_tiles_of_hand_written_kernels_are_in_the_space(name: str) -> None:
 @pytest.mark.parametrize("shape", [(32, 112, 64), (256, 14, 512), (1024, 7, 1024)])
 def test_pointwise_multiplies_by_lanes(name: str, shape: tuple[int, int, int]) -> None:
     target = load_target(name)
-    loop = hot(pointwise(*shape), target)
+    whole = {"loads": "whole"} if target.in_order else {}
+    loop = hot(pointwise(*shape), target, **whole)
     assert loop.fmas >= 32 and loop.spills == 0
     by_lane = [x for x in loop.code if re.search(r"\bfmla\b.*\.s\[\d\]", x)]
     assert len(by_lane) == loop.fmas
     assert not [x for x in loop.code if re.match(r"(dup|ld1r|ldp? *s|ins)\b", x)]
     assert loop.loads <= 0.35 * loop.fmas
-    scalars = hot(pointwise(*shape), target, unroll=1)
+    scalars = hot(pointwise(*shape), target, unroll=1, **whole)
     assert scalars.loads > loop.loads * scalars.fmas / loop.fmas
+
+
+@pytest.mark.parametrize("shape", [(32, 112, 64), (1024, 7, 1024)])
+def test_loads_placed_by_hand_stand_between_the_last_multiply_adds(
+    shape: tuple[int, int, int],
+) -> None:
+    loop = hot(pointwise(*shape), load_target("rpi3"))
+    names = [x.split()[0] for x in loop.code]
+    halves = [i for i, x in enumerate(loop.code) if x.startswith("ldr d")]
+    assert loop.spills == 0 and len(halves) == names.count("mov") >= 15
+    assert not [x for x in loop.code if x.startswith(("ldr q", "ldp", "ldr s"))]
+    assert names[: halves[0]].count("fmla") == loop.fmas - len(halves) + 2
+    assert all("fmla" in names[a:b] for a, b in zip(halves[:-2], halves[1:], strict=False))
 
 
 @pytest.mark.parametrize("name", AARCH64)

@@ -11,7 +11,7 @@ from boards_kit import run
 from tvmsep.codegen.assembly import Loop, hot_loop
 from tvmsep.contracts import InputError
 from tvmsep.estimate.inorder import in_order_cycles
-from tvmsep.estimate.mca import find_mca, loop_cycles
+from tvmsep.estimate.mca import find_mca, loop_cycles, must_have_model
 from tvmsep.profile.cycles import CycleModel
 from tvmsep.targets import load_target, target_names
 
@@ -82,6 +82,11 @@ def test_mistakes_are_named(words: tuple[str, ...], says: str) -> None:
     assert done.returncode == 2 and says in done.stderr and "Traceback" not in done.stderr
 
 
+def test_a_gpu_has_another_table() -> None:
+    with pytest.raises(InputError, match="inspect --resources"):
+        must_have_model(load_target("jetson-orin"))
+
+
 def test_without_the_analyser_one_message(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.setenv("PATH", str(tmp_path))
     with pytest.raises(InputError, match="needs llvm-mca 22 or newer: install it"):
@@ -102,18 +107,31 @@ def test_a_scoreboard_by_hand() -> None:
     assert in_order_cycles(sixteen, [10] * 16, 4) == 16
     one = independent(1).code
     assert in_order_cycles(one, [10], 4) == 4
-    loads = [f"ldr q{i}, [x0, #{16 * i}]" for i in range(4)]
-    assert in_order_cycles(loads, [3] * 4, 4) == 4
-    assert in_order_cycles(["ldp q0, q1, [x0]"], [3], 4) == 2
-    # A load beside each multiply-add costs nothing while nobody waits for it.
+    # 128 bits take two cycles, and no multiply-add meanwhile; up to 64 take one.
+    loads = [f"ldr q{20 + i}, [x0, #{16 * i}]" for i in range(4)]
+    assert in_order_cycles(loads, [3] * 4, 4) == 8
+    assert in_order_cycles(["ldp q0, q1, [x0]"], [3], 4) == 4
+    assert in_order_cycles(["ld1 { v0.4s, v1.4s }, [x0]"], [3], 4) == 4
     mixed = [x for pair in zip(sixteen[:4], loads, strict=True) for x in pair]
-    used = [x.replace("v30", "v20").replace("v31", "v21") for x in mixed]
-    assert in_order_cycles([x.replace("q", "q2") for x in used], [10, 3] * 4, 4) <= 8
-    # It waits for a load's result, and for a pointer.
-    assert in_order_cycles(["ldr q1, [x0]", "fmla v0.4s, v1.4s, v2.s[0]"], [3, 10], 4) == 4
+    assert in_order_cycles(mixed, [10, 3] * 4, 4) == 12
+    halves = [x.replace("q", "d") for x in mixed]
+    assert in_order_cycles(halves, [10, 3] * 4, 4) == 8
+    # Integer registers are loaded beside multiply-adds, and inserted beside vector loads only.
+    integers = [x.replace("q", "x") for x in mixed]
+    assert in_order_cycles(integers, [10, 3] * 4, 4) == 4
+    insert = [f"mov v{10 + i}.d[1], x9" for i in range(4)]
+    beside_loads = [x for pair in zip(halves[1::2], insert, strict=True) for x in pair]
+    assert in_order_cycles(beside_loads, [3] * 8, 4) == 4
+    beside_adds = [x for pair in zip(sixteen[:4], insert, strict=True) for x in pair]
+    assert in_order_cycles(beside_adds, [3] * 8, 4) == 8
+    # An insertion waits for the half that is there, an adder for a load, a load for its pointer.
+    assert in_order_cycles(["ldr d1, [x0]", "mov v1.d[1], x9"], [3, 1], 4) == 4
+    assert in_order_cycles(["ldr q1, [x0]", "fmla v0.4s, v1.4s, v2.s[0]"], [3, 10], 4) == 5
     chain = ["ldr x0, [x0]"]
     assert in_order_cycles(chain, [3], 4) == 3
     assert in_order_cycles(["add x0, x0, #1", "add x1, x1, #1"], [1, 1], 4) == 1
+    # `bit` writes what it reads, and is no branch.
+    assert in_order_cycles(["bit v0.16b, v1.16b, v2.16b"], [4], 4) == 4
 
 
 def test_loads_and_spills_are_counted_by_register() -> None:

@@ -98,6 +98,11 @@ def must_have_model(target: Target) -> None:
     Raises:
         InputError: it names no core to model.
     """
+    if target.gpu is not None:
+        raise InputError(
+            f"target {target.name} is a GPU's and has no cycle model: `tvmsep inspect --resources` "
+            "shows what the kernels of a bundle use of it"
+        )
     if not target.mca_cpu:
         raise InputError(
             f"target {target.name} has no cycle model: LLVM has no right tables for its core, or "
