@@ -16,9 +16,10 @@ from tvmsep.schedules import (
     pool,
     resample,
 )
+from tvmsep.schedules.vectors import InVectors
 
 CPU: dict[str, Template] = {
-    t.name: t
+    t.name: InVectors(t)
     for t in (
         pointwise.TEMPLATE,
         depthwise.TEMPLATE,

@@ -35,6 +35,7 @@ from tvmsep.schedules.common import (
     divisors,
     epilogue_inputs,
     finish_tile,
+    item_bytes,
     prim_func,
     register_tile,
 )
@@ -61,7 +62,7 @@ def padded_read(x: Any, w: Workload, n: Any, c: Any, h: Any, col: Any, *rest: An
     value = x[(n, c, h * w.iw + col, *rest)]
     if not conditions:
         return value
-    return te.if_then_else(tirx.all(*conditions), value, tirx.const(0, "float32"))
+    return te.if_then_else(tirx.all(*conditions), value, tirx.const(0, x.dtype))
 
 
 class Depthwise:
@@ -84,8 +85,8 @@ class Depthwise:
         from tvm import te
 
         b = w.out_block
-        x = te.placeholder(w.in_shape, name="x")
-        wt = te.placeholder((w.out_blocks, w.kh, w.kw, b), name="w")
+        x = te.placeholder(w.in_shape, name="x", dtype=w.dtype)
+        wt = te.placeholder((w.out_blocks, w.kh, w.kw, b), name="w", dtype=w.dtype)
         bias, res = epilogue_inputs(w)
         kh = te.reduce_axis((0, w.kh), name="kh")
         kw = te.reduce_axis((0, w.kw), name="kw")
@@ -114,7 +115,7 @@ class Depthwise:
                 acc[n, cb, h, col, i],
                 bias[cb, i] if bias is not None else None,
                 res[n, cb, h * w.ow + col, i] if res is not None else None,
-            ),
+            ).astype(w.dtype),
             name="out",
         )
         return prim_func([x, wt, bias, res, out])
@@ -153,7 +154,7 @@ class Depthwise:
         beyond it once: four rows of one or two pixels.
         """
         limit = t.vector_registers - 2
-        image = 4 * w.ih * w.iw * w.in_block
+        image = item_bytes(w) * w.ih * w.iw * w.in_block
         tall = image > t.l2_bytes // 2 and (w.kh, w.kw) == (3, 3) and w.oh % 4 == 0
         loop = w.out_split if threads > 1 else "rows"
 

@@ -64,6 +64,10 @@ class Workload(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
     """Only of "channels" that are joined: each input's channels and block; `ic` is their sum."""
     dtype: str = "float32"
     """Of blocked activations and weights; plain activations, biases and sums are float32."""
+    in_run: int = 1
+    """Vectors that a block of the input is made of: a CPU's kernels take each for itself."""
+    out_run: int = 1
+    """The same of the output (and of a residual)."""
     in_split: Split = "rows"
     """How the producer of the input divides it over threads: part of the layout."""
     out_split: Split = "rows"
@@ -125,16 +129,29 @@ class Workload(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
         return (self.n, self.oc, p)
 
     @property
+    def vectors(self) -> Workload:
+        """As a CPU's templates see it: each vector a block, `in_run` of them lying together.
+
+        Weights and biases are packed by vectors, so that no layout of activations changes them.
+        """
+        if self.in_run == self.out_run == 1:
+            return self
+        return msgspec.structs.replace(
+            self, in_block=self.in_block // self.in_run, out_block=self.out_block // self.out_run
+        )
+
+    @property
     def parts(self) -> tuple[Workload, Workload]:
         """The depthwise and the pointwise workload that a "dwpw" stands for."""
         replace = msgspec.structs.replace
         depthwise = replace(
-            self, op="depthwise", oc=self.ic, out_block=self.in_block,
+            self, op="depthwise", oc=self.ic, out_block=self.in_block, out_run=self.in_run,
             epilogue=self.mid_epilogue, mid_epilogue=(),
         )  # fmt: skip
         pointwise = Workload(
             op="pointwise", n=self.n, ic=self.ic, ih=self.oh, iw=self.ow, oc=self.oc,
-            in_block=self.in_block, out_block=self.out_block, epilogue=self.epilogue,
+            in_block=self.in_block, out_block=self.out_block, in_run=self.in_run,
+            out_run=self.out_run, epilogue=self.epilogue,
             dtype=self.dtype, in_split=self.out_split, out_split=self.out_split,
         )  # fmt: skip
         return depthwise, pointwise
@@ -144,7 +161,7 @@ class Workload(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
         """The "dwpw" of both. They fit each other if they are its `parts`."""
         return msgspec.structs.replace(
             depthwise, op="dwpw", oc=pointwise.oc, out_block=pointwise.out_block,
-            epilogue=pointwise.epilogue, mid_epilogue=depthwise.epilogue,
+            out_run=pointwise.out_run, epilogue=pointwise.epilogue, mid_epilogue=depthwise.epilogue,
         )  # fmt: skip
 
     @property
