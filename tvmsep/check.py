@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 from tvmsep.contracts import InputError, ModelError, Target, TvmsepError
 from tvmsep.contracts.words import counted
 from tvmsep.contracts.workload import TOLERANCE
+from tvmsep.contracts.workload import tolerance as accepted
 
 if TYPE_CHECKING:
     from tvmsep.bundle import Manifest
@@ -38,7 +39,9 @@ class Check:
     varies: float
     """How much the output changes with the input, relative to the largest output."""
     dtype: str = "float32"
-    """Of weights and of activations between kernels: `TOLERANCE` has its limit."""
+    """Of weights and of activations between kernels."""
+    limit: float = TOLERANCE["float32"]
+    """Largest error accepted."""
 
     def lines(self) -> list[str]:
         """For people."""
@@ -58,7 +61,7 @@ class Check:
             )
             text.append(f"error against float64: {self.float64:.1e}{own}")
         if self.dtype != "float32":
-            text.append(f"computed on {self.dtype}: errors up to {TOLERANCE[self.dtype]:g} allowed")
+            text.append(f"computed on {self.dtype}: errors up to {self.limit:g} allowed")
         moves = f"the output moves by {self.varies:.2g} of its size between two inputs"
         if self.varies < 1e-3:
             moves += ": it hardly depends on the input, so this comparison proves little"
@@ -130,6 +133,7 @@ def worst(checks: Sequence[Check]) -> Check:
         threads=checks[0].threads,
         varies=min(c.varies for c in checks),
         dtype=checks[0].dtype,
+        limit=checks[0].limit,
     )
 
 
@@ -139,8 +143,8 @@ def check_bundle(
     """Run every variant of a bundle and its model on the same random inputs and compare.
 
     Three comparisons: the import (float64 run of the graph) against the framework, within what
-    float32 explains; the bundle against the framework and against float64, within `TOLERANCE` of
-    the bundle's dtype.
+    float32 explains; the bundle against the framework and against float64, within what
+    `tolerance` accepts of the bundle's dtype.
 
     Args:
         path: the bundle.
@@ -158,6 +162,7 @@ def check_bundle(
     with Package(path, verify=False) as package:
         counts = tuple(v.threads for v in package.manifest.variants)
         dtype = package.manifest.precision
+        limit = accepted(dtype, package.manifest.target)
     runs: list[list[Any]] = []
     varies = 0.0
     inputs: list[Any] = []
@@ -175,8 +180,8 @@ def check_bundle(
         threads=counts,
         varies=varies,
         dtype=dtype,
+        limit=limit,
     )
-    limit = TOLERANCE[dtype]
     _within(check.framework, "the compiled network differs from the model's own framework", limit)
     _within(check.float64, "the compiled network differs from a float64 run of the model", limit)
     return check
@@ -255,7 +260,7 @@ def check_expected(
         recording: a `.npz` file with `input_NAME` for each input and `output_0`, `output_1`, ...
             for the outputs in their order. Their shapes choose among the bundle's.
         tolerance: largest error, relative to an output's largest recorded value; by default
-            `TOLERANCE` of the bundle's dtype.
+            what `tvmsep.contracts.workload.tolerance` says.
         shapes: of the inputs by name, for a recording that must be of these.
 
     Raises:
@@ -267,7 +272,8 @@ def check_expected(
     with Package(path) as package:
         package.check_host()
         manifest = package.manifest
-    tolerance = TOLERANCE[manifest.precision] if tolerance is None else tolerance
+    if tolerance is None:
+        tolerance = accepted(manifest.precision, manifest.target)
     if not 0 < tolerance < 1:
         raise InputError(f"tolerance is {tolerance}: give a share between 0 and 1, such as 1e-5")
     sets = range(len(manifest.specialisations)) if shapes is None else [manifest.find(shapes)]

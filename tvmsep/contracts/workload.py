@@ -7,6 +7,8 @@ from typing import Literal
 
 import msgspec
 
+from tvmsep.contracts.target import Target
+
 Op = Literal[
     "conv", "pointwise", "depthwise", "dwpw", "dense", "pool", "eltwise", "resample", "channels",
     "pack", "unpack",
@@ -16,6 +18,8 @@ ITEM_BYTES = {"float32": 4, "float16": 2}
 """Bytes of one element, by dtype."""
 TOLERANCE = {"float32": 1e-4, "float16": 2e-3}
 """Largest error accepted, relative to the largest output, by the dtype of what lies in memory."""
+HALF_TOLERANCE = 1e-2
+"""The same for float16 where a CPU also multiplies and adds in it, in sums of some 64 products."""
 
 
 class Workload(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
@@ -230,6 +234,12 @@ class Workload(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
         image = f"{self.ih}x{self.iw}" + (f">{self.oh}x{self.ow}" if self.size else "")
         form = f" {self.dtype}" if self.dtype != "float32" else ""
         return f"{name}{kernel}{step}{batch} {image} {chans}{tail}{form}"
+
+
+def tolerance(dtype: str, target: Target) -> float:
+    """Largest error accepted of a kernel or a network, relative to the largest output."""
+    half = dtype == "float16" and target.gpu is None
+    return HALF_TOLERANCE if half else TOLERANCE[dtype]
 
 
 _DEFAULTS = {field.name: field.default for field in msgspec.structs.fields(Workload)}
