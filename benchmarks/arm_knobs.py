@@ -12,6 +12,7 @@ from tvmsep.codegen import kernel
 from tvmsep.codegen.assembly import hot_loop
 from tvmsep.contracts import Config, Target, Workload
 from tvmsep.estimate.mca import find_mca, loop_cycles
+from tvmsep.graph.plan import choose_block, layouts, vectors_of
 from tvmsep.schedules import TEMPLATES
 from tvmsep.targets import load_target
 
@@ -59,16 +60,42 @@ SWEEPS: dict[str, tuple[Workload, tuple[dict[str, int | str], ...]]] = {
 }
 
 
+FORMS = {
+    "pointwise 56x56 256, 8x2 vectors": (POINTWISE, {"tile_p": 8, "tile_oc": 2}),
+    "depthwise 3x3 56x56 128, tile_w=7": (DEPTHWISE, {"tile_w": 7, "tile_h": 1}),
+}
+"""Kernels that are shown in every layout and precision."""
+
+
+def formed(w: Workload, t: Target, layout: str, dtype: str) -> Workload:
+    """The workload in a layout and a precision, as a plan has it."""
+    i, o = (choose_block(c, t, layout, dtype) for c in (w.ic, w.oc))
+    runs = {"in_run": vectors_of(i, t, dtype), "out_run": vectors_of(o, t, dtype)}
+    return msgspec.structs.replace(w, in_block=i, out_block=o, dtype=dtype, **runs)
+
+
 def row(w: Workload, t: Target, knobs: dict[str, int | str], tool: str) -> str:
-    """One cell: share of the multiply-add ports, loads a multiply-add, and spills if any."""
+    """One cell: share of the multiply-add ports, loads a multiply-add, and spills if any.
+
+    In float16 also multiply-adds of elements a cycle: a vector holds twice as many.
+    """
     if w.op == "pointwise":
-        knobs = {"unroll": 4, **knobs}
+        knobs = {"unroll": w.vectors.in_block, **knobs}
     config = Config({**TEMPLATES[w.op].default(w, t, t.cores), **knobs})
     built = tvm.tirx.build(kernel(w, t, w.op, config), tvm.target.Target(t.tvm_dict()))
     loop = hot_loop(built.inspect_source("s").splitlines())
-    use = loop.fmas / (loop_cycles(loop, t, tool) * t.fma_per_cycle)
+    cycles = loop_cycles(loop, t, tool)
+    use = loop.fmas / (cycles * t.fma_per_cycle)
     spills = f", {loop.spills} spills" if loop.spills else ""
-    return f"{use:.0%} ({loop.loads / loop.fmas:.2f}{spills})"
+    half = w.dtype == "float16"
+    pace = f", {loop.fmas * t.elements(w.dtype) / cycles:.1f} a cycle" if half else ""
+    return f"{use:.0%} ({loop.loads / loop.fmas:.2f}{spills}{pace})"
+
+
+def forms(t: Target) -> list[tuple[str, str]]:
+    """Layouts and precisions of a target, float16 where it computes in it."""
+    dtypes = ("float32", "float16") if t.half_arithmetic else ("float32",)
+    return [(layout, dtype) for dtype in dtypes for layout in layouts(t, dtype)]
 
 
 def main() -> None:
@@ -82,6 +109,15 @@ def main() -> None:
             name = " ".join(f"{k}={v}" for k, v in knobs.items())
             cells = [row(w, t, knobs, tool) for t in targets]
             print(f"| {name} | {' | '.join(cells)} |", flush=True)
+    for title, (w, knobs) in FORMS.items():
+        print(f"\n| {title} | {' | '.join(CORES)} |")
+        print("|---" * (1 + len(CORES)) + "|")
+        for form in dict.fromkeys(form for t in targets for form in forms(t)):
+            cells = [
+                row(formed(w, t, *form), t, knobs, tool) if form in forms(t) else ""
+                for t in targets
+            ]
+            print(f"| {' '.join(form)} | {' | '.join(cells)} |", flush=True)
 
 
 if __name__ == "__main__":
