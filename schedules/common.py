@@ -67,12 +67,16 @@ def _lane_tile_cost(t: Target, block: int, tile_p: int, tile_oc: int) -> float:
     """As `tile_cost`, where multiply-adds take lanes of whole vectors of a pixel's channels.
 
     Beside the accumulators live one vector a pixel and two of weights, loaded in turn. One load
-    a multiply-add would be free on every core of the targets; fewer cost less of the decoder.
+    a multiply-add would be free on every core of the targets; fewer cost less of the decoder. In
+    float16, whose blocks are twice as wide, lanes are taken of the first 16 registers alone: more
+    than eight pixels spill.
     """
     acc = tile_p * tile_oc
     stall = max(1.0, t.fma_latency_cycles * t.fma_per_cycle / acc)
     loads = (tile_p + block * tile_oc) / (block * acc)
     spill = 1.0 + max(0, acc + tile_p + 2 - t.vector_registers) * 0.1
+    if block > t.lanes:
+        spill += max(0, tile_p - 8) * 0.1
     slack = 0.1 * max(0.0, 2 * t.fma_latency_cycles * t.fma_per_cycle / acc - 1)
     return stall * spill * (1 + slack + 0.3 * loads)
 

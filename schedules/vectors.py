@@ -2,9 +2,9 @@
 
 A CPU's template computes on `[n, vectors, pixels, lanes]`, whatever the layout. Where a block holds
 `run` vectors, as two of them in NCHW8c on NEON or all of a pixel's in NHWC, the buffers of
-activations are `[n, blocks, pixels, run * lanes]` and every access is moved there after the
-schedule has been applied: the loops, tiles and lanes are those of one vector a block, and only
-addresses differ. Weights stay in panels of one vector.
+activations are `[n, blocks, pixels, run * lanes]`, and `codegen.kernel` moves every access there
+after the schedule has been applied: loops, tiles and lanes are those of one vector a block, and
+only addresses differ. Weights stay in panels of one vector.
 """
 
 from __future__ import annotations
@@ -40,7 +40,7 @@ class InVectors:
         return precise and self.inner.accepts(w.vectors, t)
 
     def compute(self, w: Workload, t: Target, c: Config) -> tirx.PrimFunc:
-        """The inner template's maths, on vectors: `lay_out` makes the buffers those of `w`."""
+        """The inner template's maths, on vectors; the buffers of `w` are `codegen.kernel`'s doing."""
         return self.inner.compute(w.vectors, t, c)
 
     def space(self, w: Workload, t: Target, threads: int) -> Space:

@@ -65,11 +65,15 @@ _CPU_BLOCKS = (4, 8, 16, 32)
 
 
 def layouts(t: Target, dtype: str = "float32") -> tuple[str, ...]:
-    """What `choose_block` takes for a target: on a CPU blocks of half a vector to two, or one."""
+    """What `choose_block` takes: on a CPU blocks of one or two vectors, or of all channels.
+
+    Blocks of half a vector are for float32 on x86, whose default has them too.
+    """
     if t.gpu is not None:
         return LAYOUTS
     full = t.elements(dtype)
-    return (*(f"nchw{b}c" for b in _CPU_BLOCKS if full <= 2 * b <= 4 * full), "nhwc")
+    least = full if dtype == "float16" else full // 2
+    return (*(f"nchw{b}c" for b in _CPU_BLOCKS if least <= b <= 2 * full), "nhwc")
 
 
 def choose_block(channels: int, t: Target, layout: str = "", dtype: str = "float32") -> int:
