@@ -200,7 +200,9 @@ def test_half_precision_multiplies_eight_lanes(name: str, layout: str) -> None:
     assert len(by_lane) == loop.fmas >= 64 and loop.spills == 0
     assert loop.loads <= 0.3 * loop.fmas
     loop = hot(formed(depthwise(128, 56), target, layout, "float16"), target)
-    assert loop.spills == 0 and not [x for x in loop.code if x.startswith("fcvt")]
+    assert loop.spills == 0
+    # The bias of a vector, once a tile.
+    assert [x.split()[0] for x in loop.code if x.startswith("fcvt")] in ([], ["fcvtn", "fcvtn2"])
     assert all(".8h" in x for x in loop.code if x.startswith("fmla"))
 
 
