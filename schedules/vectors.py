@@ -40,7 +40,7 @@ class InVectors:
         return precise and self.inner.accepts(w.vectors, t)
 
     def compute(self, w: Workload, t: Target, c: Config) -> tirx.PrimFunc:
-        """The inner template's maths, on vectors; the buffers of `w` are `codegen.kernel`'s doing."""
+        """The inner template's maths, on vectors; `codegen.kernel` makes the buffers of `w`."""
         return self.inner.compute(w.vectors, t, c)
 
     def space(self, w: Workload, t: Target, threads: int) -> Space:

@@ -26,7 +26,10 @@ def local() -> Target:
 
 @pytest.mark.parametrize(
     ("name", "layout"),
-    [*((name, "") for name in NETWORKS), *((n, "nhwc") for n in ("shufflenet_v2", "mixnet", "unet"))],
+    [
+        *((name, "") for name in NETWORKS),
+        *((n, "nhwc") for n in ("shufflenet_v2", "mixnet", "unet")),
+    ],
 )
 def test_network_is_as_exact_as_onnxruntime(name: str, layout: str, local: Target) -> None:
     imported = load_model(NETWORKS[name](SIDE))

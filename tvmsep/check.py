@@ -71,9 +71,7 @@ class Check:
             alone = ""
             if self.weights_alone is not None:
                 alone = f"; rounding the weights alone makes {self.weights_alone:.1e}"
-            text.append(
-                f"computed on {self.dtype}: errors up to {self.limit:.2g} allowed{alone}"
-            )
+            text.append(f"computed on {self.dtype}: errors up to {self.limit:.2g} allowed{alone}")
         moves = f"the output moves by {self.varies:.2g} of its size between two inputs"
         if self.varies < 1e-3:
             moves += ": it hardly depends on the input, so this comparison proves little"

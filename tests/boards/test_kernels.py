@@ -62,7 +62,9 @@ def formed(w: Workload, t: Target) -> Workload:
     blocks = (i if w.in_block else 0, o)
     runs = (vectors_of(block, t, dtype) for block in blocks)
     names = ("in_block", "out_block", "in_run", "out_run")
-    return msgspec.structs.replace(w, dtype=dtype, **dict(zip(names, (*blocks, *runs), strict=True)))
+    return msgspec.structs.replace(
+        w, dtype=dtype, **dict(zip(names, (*blocks, *runs), strict=True))
+    )
 
 
 @pytest.fixture(scope="session")

@@ -11,7 +11,7 @@ from tvmsep.contracts import Config, Target, Workload
 from tvmsep.schedules import TEMPLATES
 
 if TYPE_CHECKING:
-    from tvm import tirx
+    from tvm import s_tir, tirx
 
 
 def unscheduled(w: Workload, t: Target, template: str, c: Config) -> tirx.PrimFunc:

@@ -9,6 +9,6 @@ from tvmsep.graph.plan import LAYOUTS, Plan, Step, layouts
 from tvmsep.graph.planner import make_plan
 
 __all__ = [
-    "LAYOUTS", "Graph", "Node", "Plan", "Step", "evaluate", "from_relax", "fuse", "fusible", "layouts",
-    "make_plan", "normalise",
+    "LAYOUTS", "Graph", "Node", "Plan", "Step", "evaluate", "from_relax", "fuse", "fusible",
+    "layouts", "make_plan", "normalise",
 ]  # fmt: skip

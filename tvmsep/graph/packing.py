@@ -25,7 +25,6 @@ def specialise(w: Workload, weight: Array) -> tuple[Workload, Array]:
 
 def _merge_groups(w: Workload, weight: Array) -> tuple[Workload, Array]:
     """Fewer, larger groups that fill whole vectors, with zeros between the old ones."""
-
     v = w.vectors
 
     def whole(g: int) -> bool:

@@ -77,9 +77,8 @@ def _produce(shape: Sequence[str], split: str, threads: int) -> list[str]:
         run = int(lanes) // vector  # vectors of a block, each of which is copied for itself
         at, inner = "{i}, {c}, {p}, v", f"for v in T.vectorized({vector}):"
         if run > 1:
-            at, blocks = f"{{i}}, ({{c}}) // {run}, {{p}}, ({{c}}) % {run} * {vector} + v", (
-                f"({blocks} * {run})"
-            )
+            blocks = f"({blocks} * {run})"
+            at = f"{{i}}, ({{c}}) // {run}, {{p}}, ({{c}}) % {run} * {vector} + v"
     elif len(shape) == 3:
         n, blocks, pixels = shape
         at, inner = "{i}, {c}, {p}", ""
