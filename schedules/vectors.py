@@ -9,7 +9,6 @@ only addresses differ. Weights stay in panels of one vector.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from tvmsep.contracts import Config, Space, Target, Template, Workload
@@ -18,21 +17,16 @@ if TYPE_CHECKING:
     from tvm import s_tir, tirx
 
 
-@dataclass(frozen=True)
 class InVectors:
-    """A template that sees each vector of a block as a block: `Workload.vectors`."""
+    """A template that sees each vector of a block as a block: `Workload.vectors`.
 
-    inner: Template
+    Args:
+        inner: the template; it gives its name and version.
+    """
 
-    @property
-    def name(self) -> str:
-        """The inner template's."""
-        return self.inner.name
-
-    @property
-    def version(self) -> int:
-        """The inner template's."""
-        return self.inner.version
+    def __init__(self, inner: Template) -> None:
+        self.inner = inner
+        self.name, self.version = inner.name, inner.version
 
     def accepts(self, w: Workload, t: Target) -> bool:
         """What the inner template accepts; float16 where vectors compute in it."""
