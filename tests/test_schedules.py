@@ -100,7 +100,7 @@ def test_equals_numpy(name: str, target_name: str) -> None:
 
     prop()
     assert {dtype for _, dtype in seen} == set(dtypes)
-    assert {"", "nhwc"} <= {layout for layout, _ in seen}
+    assert len({layout for layout, _ in seen}) > 1
 
 
 @pytest.mark.parametrize("name", target_names())
