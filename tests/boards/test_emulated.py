@@ -121,11 +121,11 @@ def test_tuned_over_rpc_and_killed_in_the_middle(
     board: tuple[str, Running], guest: Path, folder: Path, tmp_path: Path
 ) -> None:
     at, served = board
-    target = emulated.target(folder, "rpi5")
+    target = emulated.target(folder)
     out = tmp_path / "net.tvmsep"
     log = out.with_suffix(".jsonl")
     words = ["tune", SMALL_V1, "--target", str(target), "--rpc", at, "--key", "emulated"]
-    words += ["--threads", "1", "--dtype", "float16", "--cold", "-o", str(out)]
+    words += ["--threads", "1", "--cold", "-o", str(out)]
     with running(tmp_path, *words, "--trials", "5") as tuning:
         until(lambda: len(measured(log)) >= 2 or tuning.proc.poll() is not None, "two trials", 240)
         servers = children(served.proc.pid, "tvmsep.measure.server")
@@ -138,6 +138,6 @@ def test_tuned_over_rpc_and_killed_in_the_middle(
     assert len({(t.workload, str(t.config)) for t in measured(log)}) >= 3
     built = tmp_path / "built.tvmsep"
     words = ["build", SMALL_V1, "--target", str(target), "--threads", "1", "--log", str(log)]
-    again = run(*words, "--dtype", "float16", "-o", str(built), "--json")
+    again = run(*words, "-o", str(built), "--json")
     assert again.returncode == 0, again.stderr
     assert json.loads(again.stdout)["tuned_tasks"] >= 1
