@@ -16,23 +16,22 @@ from tvmsep.schedules import (
     pool,
     resample,
 )
+from tvmsep.schedules.vectors import InVectors
 
-CPU: dict[str, Template] = {
-    t.name: t
-    for t in (
-        pointwise.TEMPLATE,
-        depthwise.TEMPLATE,
-        fused.TEMPLATE,
-        conv.TEMPLATE,
-        dense.TEMPLATE,
-        pool.TEMPLATE,
-        eltwise.TEMPLATE,
-        resample.TEMPLATE,
-        channels.TEMPLATE,
-        boundary.PACK,
-        boundary.UNPACK,
-    )
-}
+_TEMPLATES: tuple[Template, ...] = (
+    pointwise.TEMPLATE,
+    depthwise.TEMPLATE,
+    fused.TEMPLATE,
+    conv.TEMPLATE,
+    dense.TEMPLATE,
+    pool.TEMPLATE,
+    eltwise.TEMPLATE,
+    resample.TEMPLATE,
+    channels.TEMPLATE,
+    boundary.PACK,
+    boundary.UNPACK,
+)
+CPU: dict[str, Template] = {t.name: InVectors(t) for t in _TEMPLATES}
 
 CUDA: dict[str, Template] = cuda.TEMPLATES
 

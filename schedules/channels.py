@@ -28,6 +28,8 @@ if TYPE_CHECKING:
 
 _UNROLLED = 256
 """Granules of a pixel that are worth unrolling."""
+_WIDEST = 16
+"""Elements of a granule at most: more are no faster, and LLVM unrolls them all."""
 
 
 def granule(w: Workload) -> int:
@@ -37,10 +39,10 @@ def granule(w: Workload) -> int:
         return 1
     edges = [w.out_block, w.oc]
     if kind == "slice":
-        return math.gcd(*edges, w.in_block, int(number))
+        edges += [w.in_block, int(number)]
     for channels, block in w.sources:
         edges += [channels, block]
-    return math.gcd(*edges)
+    return max(divisors(math.gcd(*edges), _WIDEST))
 
 
 class Channels:
@@ -123,7 +125,8 @@ class Channels:
         sch.reorder(n, chunk, cb, pi, io, lanes)
         if w.out_shape[1] * w.out_block // g <= _UNROLLED:
             sch.unroll(cb)
-        sch.unroll(io)
+        if w.out_block // g <= _UNROLLED:
+            sch.unroll(io)
         if g > 1:
             sch.vectorize(lanes)
         sch.parallel(sch.fuse(n, chunk))

@@ -8,10 +8,14 @@ vectorised, and the initialisation is split off the reduction.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from typing import TYPE_CHECKING, Any
 
 from tvmsep.contracts import Target, Workload
+from tvmsep.contracts.workload import ITEM_BYTES
+
+HALF_SUM = 64
+"""Products that are added in float16, about, before their sum is added to others in float32."""
 
 if TYPE_CHECKING:
     from tvm import s_tir, te
@@ -63,12 +67,16 @@ def _lane_tile_cost(t: Target, block: int, tile_p: int, tile_oc: int) -> float:
     """As `tile_cost`, where multiply-adds take lanes of whole vectors of a pixel's channels.
 
     Beside the accumulators live one vector a pixel and two of weights, loaded in turn. One load
-    a multiply-add would be free on every core of the targets; fewer cost less of the decoder.
+    a multiply-add would be free on every core of the targets; fewer cost less of the decoder. In
+    float16, whose blocks are twice as wide, lanes are taken of the first 16 registers alone: more
+    than eight pixels spill.
     """
     acc = tile_p * tile_oc
     stall = max(1.0, t.fma_latency_cycles * t.fma_per_cycle / acc)
     loads = (tile_p + block * tile_oc) / (block * acc)
     spill = 1.0 + max(0, acc + tile_p + 2 - t.vector_registers) * 0.1
+    if block > t.lanes:
+        spill += max(0, tile_p - 8) * 0.1
     slack = 0.1 * max(0.0, 2 * t.fma_latency_cycles * t.fma_per_cycle / acc - 1)
     return stall * spill * (1 + slack + 0.3 * loads)
 
@@ -81,8 +89,57 @@ def epilogue_inputs(w: Workload) -> tuple[te.Tensor | None, te.Tensor | None]:
     if "bias" in w.epilogue:
         bias = te.placeholder((w.out_blocks, w.out_block), name="bias")
     if "add" in w.epilogue:
-        res = te.placeholder(w.out_shape, name="residual")
+        res = te.placeholder(w.out_shape, name="residual", dtype=w.dtype)
     return bias, res
+
+
+def item_bytes(w: Workload) -> int:
+    """Of an activation between kernels, and of a weight."""
+    return ITEM_BYTES[w.dtype]
+
+
+def summed(
+    w: Workload,
+    shape: Sequence[int],
+    blocks: int,
+    within: Sequence[Any],
+    product: Callable[..., Any],
+) -> te.Tensor:
+    """The stage `acc`: sums over `blocks` and the axes `within` one; `product_tile` schedules it.
+
+    Float32 sums are of one piece. In float16 the error of a sum grows with the root of its length,
+    8e-4 of the outputs' deviation for 64 products and 3e-3 for 1024: so a stage `part` adds about
+    `HALF_SUM` of them in float16, and `acc` adds the parts in float32.
+
+    Args:
+        w: for its dtype.
+        shape: of the output.
+        blocks: extent of the outer reduction axis, `io`.
+        within: the other reduction axes.
+        product: of an output index and a block, what is summed.
+    """
+    from math import prod
+
+    from tvm import te
+
+    step = blocks
+    if w.dtype != "float32":
+        each = prod(int(axis.dom.extent) for axis in within)
+        step = min(divisors(blocks), key=lambda d: max(d * each / HALF_SUM, HALF_SUM / (d * each)))
+    io = te.reduce_axis((0, step), name="io")
+    if step == blocks:
+        return te.compute(
+            shape, lambda *at: te.sum(product(*at, io), axis=[io, *within]), name="acc"
+        )  # fmt: skip
+    ko = te.reduce_axis((0, blocks // step), name="ko")
+    part = te.compute(
+        (blocks // step, *shape),
+        lambda k, *at: te.sum(product(*at, k * step + io), axis=[io, *within]),
+        name="part",
+    )
+    return te.compute(
+        shape, lambda *at: te.sum(part(ko, *at).astype("float32"), axis=[ko]), name="acc"
+    )
 
 
 def prim_func(args: Iterable[te.Tensor | None]) -> Any:
@@ -90,6 +147,25 @@ def prim_func(args: Iterable[te.Tensor | None]) -> Any:
     from tvm import te
 
     return te.create_prim_func([a for a in args if a is not None])
+
+
+def product_tile(
+    sch: s_tir.Schedule,
+    at: Any,
+    reduce_order: Sequence[str],
+    unroll: dict[str, int],
+    vector_axis: int,
+    **how: bool,
+) -> None:
+    """Compute what `summed` made at loop `at` as register tiles; arguments as `register_tile`'s."""
+    names = [sch.get(b).name_hint for b in sch.get_child_blocks(sch.get_sblock("root"))]
+    acc = sch.get_sblock("acc")
+    if "part" not in names:
+        register_tile(sch, acc, at, reduce_order, unroll, vector_axis, **how)
+        return
+    part = sch.get_sblock("part")
+    at = register_tile(sch, acc, at, ("ko",), {}, vector_axis)
+    register_tile(sch, part, at, reduce_order, unroll, vector_axis + 1, **how)
 
 
 def register_tile(
@@ -101,7 +177,7 @@ def register_tile(
     vector_axis: int,
     pixels_first: bool = False,
     by_lane: bool = False,
-) -> None:
+) -> Any:
     """Compute block `acc` at loop `at` as a register tile.
 
     Args:
@@ -117,6 +193,9 @@ def register_tile(
             at once; otherwise LLVM keeps one for each pixel in a register.
         by_lane: load the first operand's part of a step of the innermost serial loop as vectors,
             whose lanes the multiply-adds take.
+
+    Returns:
+        The outermost reduction loop.
     """
     sch.compute_at(acc, at, preserve_unit_loops=True)
     block = sch.get(acc)
@@ -148,11 +227,13 @@ def register_tile(
     sch.vectorize(vector)
     if by_lane:
         _load_whole(sch, acc, serial[-1])
-    init = sch.decompose_reduction(acc, (serial or unrolled)[0])
+    outermost = (serial or unrolled)[0]
+    init = sch.decompose_reduction(acc, outermost)
     *init_tile, init_vector = sch.get_loops(init)[depth:]
     for loop in init_tile:
         sch.unroll(loop)
     sch.vectorize(init_vector)
+    return outermost
 
 
 def _load_whole(sch: s_tir.Schedule, acc: Any, at: Any) -> None:

@@ -28,8 +28,10 @@ from tvmsep.schedules.common import (
     divisors,
     epilogue_inputs,
     finish_tile,
+    item_bytes,
     prim_func,
-    register_tile,
+    product_tile,
+    summed,
     tile_cost,
 )
 from tvmsep.schedules.depthwise import padded_read
@@ -68,10 +70,10 @@ class Conv:
         from tvm import te
 
         blocks, lanes = conv_channels(w)
-        x = te.placeholder(w.in_shape, name="x")
-        wt = te.placeholder((w.out_blocks, blocks, w.kh, w.kw, lanes, w.out_block), name="w")
+        x = te.placeholder(w.in_shape, name="x", dtype=w.in_dtype)
+        panels = (w.out_blocks, blocks, w.kh, w.kw, lanes, w.out_block)
+        wt = te.placeholder(panels, name="w", dtype=w.dtype)
         bias, res = epilogue_inputs(w)
-        io = te.reduce_axis((0, blocks), name="io")
         kh = te.reduce_axis((0, w.kh), name="kh")
         kw = te.reduce_axis((0, w.kw), name="kw")
         ii = te.reduce_axis((0, lanes), name="ii")
@@ -80,24 +82,23 @@ class Conv:
         lead, rest = w.in_shape[1], w.in_shape[3:]
         pad = te.compute(
             (w.n, lead, height, width, *rest),
-            lambda n, cb, h, col, *r: padded_read(x, w, n, cb, h - top, col - left, *r),
+            lambda n, cb, h, col, *r: padded_read(x, w, n, cb, h - top, col - left, *r).astype(
+                w.dtype
+            ),
             name="pad",
         )
 
-        def tap(n: Any, ob: Any, h: Any, col: Any) -> Any:
+        def tap(n: Any, ob: Any, h: Any, col: Any, io: Any) -> Any:
             group = te.div(ob, w.out_blocks // w.groups) if w.groups > 1 else 0
             row, column = h * w.sh + kh * w.dh, col * w.sw + kw * w.dw
             if w.in_block:
                 return pad[n, group * blocks + io, row, column, ii]
             return pad[n, group * lanes + ii, row, column]
 
-        acc = te.compute(
-            (w.n, w.out_blocks, w.oh, w.ow, w.out_block),
-            lambda n, ob, h, col, o: te.sum(
-                tap(n, ob, h, col) * wt[ob, io, kh, kw, ii, o], axis=[io, kh, kw, ii]
-            ),
-            name="acc",
-        )
+        acc = summed(
+            w, (w.n, w.out_blocks, w.oh, w.ow, w.out_block), blocks, [kh, kw, ii],
+            lambda n, ob, h, col, o, io: tap(n, ob, h, col, io) * wt[ob, io, kh, kw, ii, o],
+        )  # fmt: skip
         out = te.compute(
             w.out_shape,
             lambda n, ob, p, o: finish(
@@ -105,7 +106,7 @@ class Conv:
                 acc[n, ob, te.div(p, w.ow), te.indexmod(p, w.ow), o],
                 bias[ob, o] if bias is not None else None,
                 res[n, ob, p, o] if res is not None else None,
-            ),
+            ).astype(w.dtype),
             name="out",
         )
         return prim_func([x, wt, bias, res, out])
@@ -148,7 +149,7 @@ class Conv:
         ]
         costs = {p: tile_cost(t, w.out_block, *p, folds=False) for p in pairs}
         tile_w, tile_oc = min(pairs, key=lambda p: (costs[p], p[0]))
-        weights = 4 * _reduction(w) * w.out_blocks * w.out_block
+        weights = item_bytes(w) * _reduction(w) * w.out_blocks * w.out_block
         heavy = weights > t.l2_bytes // 2
         loop = w.out_split if threads > 1 else "rows"
         image = 4 * w.ic * w.iw * w.ih
@@ -170,7 +171,7 @@ class Conv:
 
     def apply(self, sch: s_tir.Schedule, w: Workload, t: Target, c: Config) -> None:
         """The docstring's steps, in s_tir primitives."""
-        pad, acc, out = (sch.get_sblock(s) for s in ("pad", "acc", "out"))
+        pad, out = sch.get_sblock("pad"), sch.get_sblock("out")
         n, ob, p, o = sch.get_loops(out)
         h, col = sch.split(p, [None, w.ow])
         wo, wi = sch.split(col, [None, c.int("tile_w")])
@@ -184,16 +185,17 @@ class Conv:
         parallel = sch.fuse(n, chunk)
         sch.parallel(parallel)
         unroll = {"io": 0, "kh": 0, "kw": 0, "ii": 0} if c["unroll"] == "all" else {"kw": 0}
-        if not any(w.pads):
+        copied = any(w.pads) or w.in_dtype != w.dtype
+        if not copied:
             sch.compute_inline(pad)
         by_lane = t.lane_operand and w.in_block > 0 and c["unroll"] == "kw"
         if by_lane:
             unroll["ii"] = 0
-        register_tile(
-            sch, acc, walk[-1], ("io", "kh", "ii", "kw"), unroll, vector_axis=4, by_lane=by_lane
+        product_tile(
+            sch, walk[-1], ("io", "kh", "ii", "kw"), unroll, vector_axis=4, by_lane=by_lane
         )
         finish_tile(sch, (oi, wi), o)
-        if any(w.pads):  # 2.
+        if copied:  # 2.
             sch.compute_at(pad, parallel)
             if w.in_block:
                 sch.vectorize(sch.get_loops(pad)[-1])

@@ -23,7 +23,8 @@ from tvmsep.schedules.common import (
     epilogue_inputs,
     finish_tile,
     prim_func,
-    register_tile,
+    product_tile,
+    summed,
 )
 from tvmsep.schedules.epilogue import finish
 
@@ -46,16 +47,15 @@ class Dense:
         from tvm import te
 
         bi = w.in_block
-        x = te.placeholder(w.in_shape, name="x")
-        wt = te.placeholder((w.out_blocks, w.in_blocks * bi, w.out_block), name="w")
+        x = te.placeholder(w.in_shape, name="x", dtype=w.dtype)
+        panels = (w.out_blocks, w.in_blocks * bi, w.out_block)
+        wt = te.placeholder(panels, name="w", dtype=w.dtype)
         bias, res = epilogue_inputs(w)
-        io = te.reduce_axis((0, w.in_blocks), name="io")
         ii = te.reduce_axis((0, bi), name="ii")
-        acc = te.compute(
-            (w.n, w.out_blocks, w.out_block),
-            lambda n, ob, o: te.sum(x[n, io, 0, ii] * wt[ob, io * bi + ii, o], axis=[io, ii]),
-            name="acc",
-        )
+        acc = summed(
+            w, (w.n, w.out_blocks, w.out_block), w.in_blocks, [ii],
+            lambda n, ob, o, io: x[n, io, 0, ii] * wt[ob, io * bi + ii, o],
+        )  # fmt: skip
         out = te.compute(
             w.out_shape,
             lambda n, ob, p, o: finish(
@@ -63,7 +63,7 @@ class Dense:
                 acc[n, ob, o],
                 bias[ob, o] if bias is not None else None,
                 res[n, ob, p, o] if res is not None else None,
-            ),
+            ).astype(w.dtype),
             name="out",
         )
         return prim_func([x, wt, bias, res, out])
@@ -101,11 +101,12 @@ class Dense:
 
         fits = [c for c in space.configs() if c.int("unroll") == 1]
         best = min(fits, key=cost)
-        return Config({**best, "unroll": max(u for u in (1, 2, 4) if w.in_block % u == 0)})
+        most = 4 if w.dtype == "float32" else 8
+        return Config({**best, "unroll": max(u for u in (1, 2, most) if w.in_block % u == 0)})
 
     def apply(self, sch: s_tir.Schedule, w: Workload, t: Target, c: Config) -> None:
         """The docstring's steps, in s_tir primitives."""
-        acc, out = sch.get_sblock("acc"), sch.get_sblock("out")
+        out = sch.get_sblock("out")
         n, ob, p, o = sch.get_loops(out)
         no, ni = sch.split(n, [None, c.int("tile_n")])
         oo, oi = sch.split(ob, [None, c.int("tile_oc")])
@@ -114,8 +115,8 @@ class Dense:
         fused = sch.fuse(no, chunk)
         if c.int("chunks") * (w.n // c.int("tile_n")) > 1:
             sch.parallel(fused)
-        register_tile(
-            sch, acc, at, ("io", "ii"), {"ii": c.int("unroll")}, vector_axis=2,
+        product_tile(
+            sch, at, ("io", "ii"), {"ii": c.int("unroll")}, vector_axis=2,
             by_lane=t.lane_operand and c.int("unroll") == w.in_block,
         )  # fmt: skip
         finish_tile(sch, (ni, oi), o)

@@ -12,6 +12,8 @@ Strategy
        unrolling it is constant for all but the tiles at the border.
     4. Split over threads as the layout says: by rows (`rows` chunks of them, all channels each)
        or by channel blocks.
+    5. Where several vectors of a pixel lie together (NHWC), `inner` of them are walked for each
+       tile, so that a cache line is used up while it is near.
 
 Why it is fast
     The operator moves 4 bytes for each 2 * kh * kw FLOPs: it lives on L1/L2 bandwidth, and its
@@ -35,6 +37,7 @@ from tvmsep.schedules.common import (
     divisors,
     epilogue_inputs,
     finish_tile,
+    item_bytes,
     prim_func,
     register_tile,
 )
@@ -42,6 +45,10 @@ from tvmsep.schedules.epilogue import finish
 
 if TYPE_CHECKING:
     from tvm import s_tir, tirx
+
+
+_NEAR = 256
+"""Bytes of a pixel that are used up at once, by default, where its channels lie together."""
 
 
 def padded_read(x: Any, w: Workload, n: Any, c: Any, h: Any, col: Any, *rest: Any) -> Any:
@@ -61,7 +68,7 @@ def padded_read(x: Any, w: Workload, n: Any, c: Any, h: Any, col: Any, *rest: An
     value = x[(n, c, h * w.iw + col, *rest)]
     if not conditions:
         return value
-    return te.if_then_else(tirx.all(*conditions), value, tirx.const(0, "float32"))
+    return te.if_then_else(tirx.all(*conditions), value, tirx.const(0, x.dtype))
 
 
 class Depthwise:
@@ -84,8 +91,8 @@ class Depthwise:
         from tvm import te
 
         b = w.out_block
-        x = te.placeholder(w.in_shape, name="x")
-        wt = te.placeholder((w.out_blocks, w.kh, w.kw, b), name="w")
+        x = te.placeholder(w.in_shape, name="x", dtype=w.dtype)
+        wt = te.placeholder((w.out_blocks, w.kh, w.kw, b), name="w", dtype=w.dtype)
         bias, res = epilogue_inputs(w)
         kh = te.reduce_axis((0, w.kh), name="kh")
         kw = te.reduce_axis((0, w.kw), name="kw")
@@ -114,7 +121,7 @@ class Depthwise:
                 acc[n, cb, h, col, i],
                 bias[cb, i] if bias is not None else None,
                 res[n, cb, h * w.ow + col, i] if res is not None else None,
-            ),
+            ).astype(w.dtype),
             name="out",
         )
         return prim_func([x, wt, bias, res, out])
@@ -135,15 +142,15 @@ class Depthwise:
                 return bool(c["rows"] == 1)
             return True
 
-        return Space(
-            {
-                "tile_w": tile_w,
-                "tile_h": tile_h,
-                "loop": loops,
-                "rows": tuple(r for r in divisors(w.oh) if r <= 8 or r == w.oh),
-            },
-            valid,
-        )
+        knobs: dict[str, tuple[int | str, ...]] = {
+            "tile_w": tile_w,
+            "tile_h": tile_h,
+            "loop": loops,
+            "rows": tuple(r for r in divisors(w.oh) if r <= 8 or r == w.oh),
+        }
+        if w.out_run > 1:
+            knobs["inner"] = _inner(w)
+        return Space(knobs, valid)
 
     def default(self, w: Workload, t: Target, threads: int) -> Config:
         """Accumulators that hide the FMA's latency, and chunks that stay in the cache.
@@ -153,7 +160,7 @@ class Depthwise:
         beyond it once: four rows of one or two pixels.
         """
         limit = t.vector_registers - 2
-        image = 4 * w.ih * w.iw * w.in_block
+        image = item_bytes(w) * w.ih * w.iw * w.in_block
         tall = image > t.l2_bytes // 2 and (w.kh, w.kw) == (3, 3) and w.oh % 4 == 0
         loop = w.out_split if threads > 1 else "rows"
 
@@ -179,28 +186,49 @@ class Depthwise:
             wanted = 14 if narrow else 7
             widths = divisors(w.ow, min(limit, 14))
             tile_w, tile_h = min(widths, key=lambda d: (abs(d - wanted), -d)), 1
-        if loop == "channels":
-            return Config(tile_w=tile_w, tile_h=tile_h, loop="channels", rows=1)
-        return Config(tile_w=tile_w, tile_h=tile_h, loop="rows", rows=shares(tile_h)[1])
+        rows = 1 if loop == "channels" else shares(tile_h)[1]
+        config = Config(tile_w=tile_w, tile_h=tile_h, loop=loop, rows=rows)
+        return config if w.out_run == 1 else Config(config, inner=_default_inner(w, loop, threads))
 
     def apply(self, sch: s_tir.Schedule, w: Workload, t: Target, c: Config) -> None:
         """The docstring's steps, in s_tir primitives."""
         acc, out = sch.get_sblock("acc"), sch.get_sblock("out")
         n, cb, h, col, i = sch.get_loops(out)
         ho, hi = sch.split(h, [None, c.int("tile_h")])
-        wo, wi = sch.split(col, [None, c.int("tile_w")])
+        at, wi = sch.split(col, [None, c.int("tile_w")])
+        walk = [at]
+        if "inner" in c:  # 5.
+            cb, at = sch.split(cb, [None, c.int("inner")])
+            walk.append(at)
         if c["loop"] == "rows":  # 4.
             chunk, ho = sch.split(ho, [c.int("rows"), None])
-            sch.reorder(n, chunk, cb, ho, wo, hi, wi, i)
+            sch.reorder(n, chunk, cb, ho, *walk, hi, wi, i)
             sch.parallel(sch.fuse(n, chunk))
         else:
-            sch.reorder(n, cb, ho, wo, hi, wi, i)
+            sch.reorder(n, cb, ho, *walk, hi, wi, i)
             sch.parallel(sch.fuse(n, cb))
-        register_tile(sch, acc, wo, ("kh", "kw"), {"kh": 0, "kw": 0}, vector_axis=4)  # 1. to 3.
+        register_tile(sch, acc, at, ("kh", "kw"), {"kh": 0, "kw": 0}, vector_axis=4)  # 1. to 3.
         finish_tile(sch, (hi, wi), i)
         # Rows and columns stay apart until here: over a flat index TVM would take a tile of
         # several rows for all that lies between them.
         sch.transform_layout(out, ("write", 0), lambda n, c, h, x, i: (n, c, h * w.ow + x, i))
+
+
+def _inner(w: Workload) -> tuple[int, ...]:
+    """Vectors that may be walked for each tile: of those that lie together."""
+    return tuple(d for d in divisors(w.out_run) if d in (1, 2, 4, 8, 16) or d == w.out_run)
+
+
+def _default_inner(w: Workload, loop: str, threads: int) -> int:
+    """As many vectors as lie within four cache lines, if that leaves each thread its share."""
+
+    def cost(inner: int) -> tuple[float, int]:
+        shares = w.n * w.out_blocks // inner
+        waste = -(-shares // threads) * threads / shares if loop == "channels" else 1.0
+        near = inner * w.out_block * item_bytes(w) <= _NEAR
+        return (waste, -inner if near else inner)
+
+    return min(_inner(w), key=cost)
 
 
 TEMPLATE = Depthwise()

@@ -69,7 +69,8 @@ class Eltwise:
         if w.out_split == "rows":
             chunks = max(d for d in divisors(w.oh * w.ow // c.int("tile"), 16))
             chunk, po = sch.split(po, [chunks, None])
-            sch.reorder(n, chunk, cb, po, pi, i)
+            walk = (po, cb) if w.out_run > 1 else (cb, po)  # a pixel's vectors lie together
+            sch.reorder(n, chunk, *walk, pi, i)
             sch.parallel(sch.fuse(n, chunk))
         else:
             sch.reorder(n, cb, po, pi, i)

@@ -19,28 +19,34 @@ if TYPE_CHECKING:
     from tvm.tirx import PrimExpr
 
 
-def _f32(value: float) -> PrimExpr:
+def _dtype(x: Any) -> str:
+    """Of an expression, or of an element of a tensor."""
+    return str(x.dtype if hasattr(x, "dtype") else x.ty.dtype)
+
+
+def _like(x: PrimExpr, value: float) -> PrimExpr:
     from tvm import tirx
 
-    return tirx.const(value, "float32")
+    return tirx.const(value, _dtype(x))
 
 
 def _clip(x: PrimExpr, low: float, high: float) -> PrimExpr:
     from tvm import te
 
     if low > -3e38:
-        x = te.max(x, _f32(low))
-    return te.min(x, _f32(high)) if high < 3e38 else x
+        x = te.max(x, _like(x, low))
+    return te.min(x, _like(x, high)) if high < 3e38 else x
 
 
 def _hard_sigmoid(x: PrimExpr, alpha: float = 1 / 6, beta: float = 0.5) -> PrimExpr:
-    return _clip(x * _f32(alpha) + _f32(beta), 0.0, 1.0)
+    return _clip(x * _like(x, alpha) + _like(x, beta), 0.0, 1.0)
 
 
 def _leaky(x: PrimExpr, alpha: float) -> PrimExpr:
     from tvm import te
 
-    return te.max(x, _f32(0.0)) + te.min(x, _f32(0.0)) * _f32(alpha)
+    zero = _like(x, 0.0)
+    return te.max(x, zero) + te.min(x, zero) * _like(x, alpha)
 
 
 _ACTIVATIONS: dict[str, Callable[..., Any]] = {
@@ -88,13 +94,15 @@ def activate_numpy(name: str, x: np.ndarray) -> np.ndarray:
 
 
 def finish(epilogue: Sequence[str], acc: Any, bias: Any, residual: Any) -> Any:
-    """Run an epilogue on one accumulator value."""
+    """Run an epilogue on one accumulator value, in its precision; exponentials are float32."""
+    dtype = "float32" if any(step in EXPONENTIAL for step in epilogue) else _dtype(acc)
+    acc = acc.astype(dtype)
     binds = False
     for step in epilogue:
         if step == "bias":
-            acc = acc + bias
+            acc = acc + bias.astype(dtype)
         elif step == "add":
-            acc = acc + residual
+            acc = acc + residual.astype(dtype)
         else:
             run = partial(activate, step)
             acc = vector_math.let(acc, run) if binds else run(acc)

@@ -32,8 +32,11 @@ from tvmsep.schedules.common import (
     divisors,
     epilogue_inputs,
     finish_tile,
+    item_bytes,
     prim_func,
+    product_tile,
     register_tile,
+    summed,
     tile_cost,
 )
 from tvmsep.schedules.depthwise import padded_read
@@ -48,7 +51,7 @@ _SLACK = 1.1
 
 def scratch_bytes(w: Workload, rows: int) -> int:
     """Size of a thread's part of `mid`."""
-    return 4 * rows * w.ow * w.in_blocks * w.in_block
+    return item_bytes(w) * rows * w.ow * w.in_blocks * w.in_block
 
 
 class Fused:
@@ -71,14 +74,14 @@ class Fused:
 
         first, last = w.parts
         bi = w.in_block
-        x = te.placeholder(w.in_shape, name="x")
-        wd = te.placeholder((w.in_blocks, w.kh, w.kw, bi), name="w_dw")
+        x = te.placeholder(w.in_shape, name="x", dtype=w.dtype)
+        wd = te.placeholder((w.in_blocks, w.kh, w.kw, bi), name="w_dw", dtype=w.dtype)
         bias_dw, _ = epilogue_inputs(first)
-        wt = te.placeholder((w.out_blocks, w.in_blocks * bi, w.out_block), name="w")
+        panels = (w.out_blocks, w.in_blocks * bi, w.out_block)
+        wt = te.placeholder(panels, name="w", dtype=w.dtype)
         bias, res = epilogue_inputs(last)
         kh = te.reduce_axis((0, w.kh), name="kh")
         kw = te.reduce_axis((0, w.kw), name="kw")
-        io = te.reduce_axis((0, w.in_blocks), name="io")
         ii = te.reduce_axis((0, bi), name="ii")
 
         def tap(n: Any, cb: Any, h: Any, col: Any, i: Any) -> Any:
@@ -97,17 +100,14 @@ class Fused:
                 mid_acc[n, cb, h, col, i],
                 bias_dw[cb, i] if bias_dw is not None else None,
                 None,
-            ),
+            ).astype(w.dtype),
             name="mid",
         )
         shape = (w.n, w.out_blocks, w.oh, w.ow, w.out_block)
-        acc = te.compute(
-            shape,
-            lambda n, ob, h, col, o: te.sum(
-                mid[n, io, h, col, ii] * wt[ob, io * bi + ii, o], axis=[io, ii]
-            ),
-            name="acc",
-        )
+        acc = summed(
+            w, shape, w.in_blocks, [ii],
+            lambda n, ob, h, col, o, io: mid[n, io, h, col, ii] * wt[ob, io * bi + ii, o],
+        )  # fmt: skip
         out = te.compute(
             shape,
             lambda n, ob, h, col, o: finish(
@@ -115,7 +115,7 @@ class Fused:
                 acc[n, ob, h, col, o],
                 bias[ob, o] if bias is not None else None,
                 res[n, ob, h * w.ow + col, o] if res is not None else None,
-            ),
+            ).astype(w.dtype),
             name="out",
         )
         return prim_func([x, wd, bias_dw, wt, bias, res, out])
@@ -124,6 +124,7 @@ class Fused:
         """Tiles of rows that leave half of L2 free, and the register tiles that promise most."""
         rows = _row_tiles(w, t)
         good = _register_tiles(w, t)
+        unrolls = (1, 4) if w.dtype == "float32" else (1, 4, 8)
 
         def valid(c: Mapping[str, Any]) -> bool:
             if (c["tile_h"], c["tile_w"], c["tile_oc"]) not in good or c["rows"] % c["tile_h"]:
@@ -139,7 +140,7 @@ class Fused:
                 "tile_w": tuple(sorted({x for _, x, _ in good})),
                 "tile_oc": tuple(sorted({o for _, _, o in good})),
                 "loop": ("oc", "px"),
-                "unroll": tuple(u for u in (1, 4) if w.in_block % u == 0),
+                "unroll": tuple(u for u in unrolls if w.in_block % u == 0),
             },
             valid,
         )
@@ -172,7 +173,7 @@ class Fused:
     def apply(self, sch: s_tir.Schedule, w: Workload, t: Target, c: Config) -> None:
         """The docstring's steps, in s_tir primitives."""
         mid_acc, mid = sch.get_sblock("mid_acc"), sch.get_sblock("mid")
-        acc, out = sch.get_sblock("acc"), sch.get_sblock("out")
+        out = sch.get_sblock("out")
         tile_h, tile_w, tile_oc = c.int("tile_h"), c.int("tile_w"), c.int("tile_oc")
         n, ob, h, col, o = sch.get_loops(out)
         chunk, tile, ho, hi = sch.split(
@@ -184,8 +185,8 @@ class Fused:
         sch.reorder(n, chunk, tile, *order, oi, hi, wi, o)
         sch.parallel(sch.fuse(n, chunk))  # 1.
         crowded = (tile_h * tile_w + 1) * (tile_oc + 1) > t.vector_registers
-        register_tile(  # 3.
-            sch, acc, order[-1], ("io", "ii"), {"ii": c.int("unroll")}, vector_axis=4,
+        product_tile(  # 3.
+            sch, order[-1], ("io", "ii"), {"ii": c.int("unroll")}, vector_axis=4,
             pixels_first=crowded and not (t.broadcast_operand or t.lane_operand),
             by_lane=t.lane_operand and c.int("unroll") == w.in_block,
         )  # fmt: skip

@@ -58,6 +58,8 @@ def fits_by_halves(w: Workload, t: Target, tile_p: int, tile_oc: int) -> bool:
 
     And whether it has several pixels, which lie one after the other, and two blocks of channels.
     """
+    if w.in_run > 1 or w.out_run > 1 or w.dtype != "float32":
+        return False
     used = tile_p * tile_oc + tile_p + _LANES * tile_oc
     fit = used <= t.vector_registers and tile_p > 1 and w.in_blocks > 1
     return fit and w.in_block == w.out_block == _LANES and (w.sh, w.sw) == (1, 1)

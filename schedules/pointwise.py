@@ -46,8 +46,10 @@ from tvmsep.schedules.common import (
     divisors,
     epilogue_inputs,
     finish_tile,
+    item_bytes,
     prim_func,
-    register_tile,
+    product_tile,
+    summed,
     tile_cost,
 )
 from tvmsep.schedules.epilogue import finish
@@ -79,10 +81,10 @@ class Pointwise:
         from tvm import te
 
         bi, pixels = w.in_block, w.oh * w.ow
-        x = te.placeholder(w.in_shape, name="x")
-        wt = te.placeholder((w.out_blocks, w.in_blocks * bi, w.out_block), name="w")
+        x = te.placeholder(w.in_shape, name="x", dtype=w.dtype)
+        panels = (w.out_blocks, w.in_blocks * bi, w.out_block)
+        wt = te.placeholder(panels, name="w", dtype=w.dtype)
         bias, res = epilogue_inputs(w)
-        io = te.reduce_axis((0, w.in_blocks), name="io")
         ii = te.reduce_axis((0, bi), name="ii")
 
         def source(p: Any) -> Any:
@@ -92,18 +94,15 @@ class Pointwise:
 
         scale, read = None, x
         if w.scaled:
-            scale = te.placeholder((w.n, w.in_blocks, 1, bi), name="scale")
+            scale = te.placeholder((w.n, w.in_blocks, 1, bi), name="scale", dtype=w.dtype)
             read = te.compute(
                 w.in_shape, lambda n, cb, p, i: x[n, cb, p, i] * scale[n, cb, 0, i], name="scaled"
             )
         shape = (w.n, w.out_blocks, pixels, w.out_block)
-        acc = te.compute(
-            shape,
-            lambda n, ob, p, o: te.sum(
-                read[n, io, source(p), ii] * wt[ob, io * bi + ii, o], axis=[io, ii]
-            ),
-            name="acc",
-        )
+        acc = summed(
+            w, shape, w.in_blocks, [ii],
+            lambda n, ob, p, o, io: read[n, io, source(p), ii] * wt[ob, io * bi + ii, o],
+        )  # fmt: skip
         out = te.compute(
             shape,
             lambda n, ob, p, o: finish(
@@ -111,7 +110,7 @@ class Pointwise:
                 acc[n, ob, p, o],
                 bias[ob, o] if bias is not None else None,
                 res[n, ob, p, o] if res is not None else None,
-            ),
+            ).astype(w.dtype),
             name="out",
         )
         return prim_func([x, wt, bias, res, scale, out])
@@ -171,7 +170,7 @@ class Pointwise:
                 "tile_oc": tile_oc,
                 "loop": loops,
                 "chunks": tuple(chunk_domain) or (1,),
-                "unroll": tuple(u for u in (1, 2, 4) if w.in_block % u == 0),
+                "unroll": tuple(u for u in _unrolls(w) if w.in_block % u == 0),
                 **({"loads": ("whole", "halves")} if _by_hand(t) else {}),
             },
             lambda c: c["tile_p"] * c["tile_oc"] >= floor and valid(c),
@@ -196,7 +195,7 @@ class Pointwise:
         if w.scaled:
             return self._scaled_default(w, t, threads, {po: cost(*po)[0] for po in tiles})
         tile_p, tile_oc = min(tiles, key=lambda po: cost(*po))
-        weights = 4 * w.in_blocks * w.in_block * w.out_blocks * w.out_block
+        weights = item_bytes(w) * w.in_blocks * w.in_block * w.out_blocks * w.out_block
         rows = w.out_split == "rows" if threads > 1 else weights <= t.l2_bytes // 2
         return Config(
             tile_p=tile_p,
@@ -231,7 +230,7 @@ class Pointwise:
 
     def apply(self, sch: s_tir.Schedule, w: Workload, t: Target, c: Config) -> None:
         """The docstring's steps, in s_tir primitives."""
-        acc, out = sch.get_sblock("acc"), sch.get_sblock("out")
+        out = sch.get_sblock("out")
         n, ob, p, o = sch.get_loops(out)
         po, pi = sch.split(p, [None, c.int("tile_p")])
         oo, oi = sch.split(ob, [None, c.int("tile_oc")])
@@ -256,12 +255,12 @@ class Pointwise:
                 sch.parallel(chunk)
         tile_p, tile_oc = c.int("tile_p"), c.int("tile_oc")
         if c.get("loads") == "halves":
-            tile_by_halves(sch, acc, at, tile_p, tile_oc)
+            tile_by_halves(sch, sch.get_sblock("acc"), at, tile_p, tile_oc)
             finish_tile(sch, (oi, pi), o)
             return
         crowded = (tile_p + 1) * (tile_oc + 1) > t.vector_registers
-        register_tile(  # 1. and 2.
-            sch, acc, at, ("io", "ii"), {"ii": c.int("unroll")}, vector_axis=3,
+        product_tile(  # 1. and 2.
+            sch, at, ("io", "ii"), {"ii": c.int("unroll")}, vector_axis=3,
             pixels_first=crowded and not (t.broadcast_operand or t.lane_operand),
             by_lane=t.lane_operand and c.int("unroll") == w.in_block,
         )  # fmt: skip
@@ -270,6 +269,11 @@ class Pointwise:
             scaled = sch.get_sblock("scaled")
             sch.compute_at(scaled, chunk)
             sch.vectorize(sch.get_loops(scaled)[-1])
+
+
+def _unrolls(w: Workload) -> tuple[int, ...]:
+    """Channels that may be unrolled: up to four, or a vector's eight in float16."""
+    return (1, 2, 4) if w.dtype == "float32" else (1, 2, 4, 8)
 
 
 def _loops(w: Workload, threads: int) -> tuple[str, ...]:
@@ -285,7 +289,7 @@ def _scaled_chunks(
     split = w.oh * w.ow // tile_p if loop == "px.oc" else w.out_blocks // tile_oc
     counts = [c for c in divisors(split) if c >= threads] or [split]
     if loop == "px.oc":
-        image = 4 * w.ih * w.iw * w.in_blocks * w.in_block
+        image = item_bytes(w) * w.ih * w.iw * w.in_blocks * w.in_block
         counts = [c for c in counts if image // c <= t.l2_bytes // 2] or counts[-1:]
     return tuple(counts[:4])
 

@@ -419,8 +419,9 @@ def defaults(plan: Plan, target: Target) -> dict[Workload, tuple[str, Config]]:
     }
 
 
-def plan_of(imported: Imported, target: Target, threads: int) -> Plan:
-    return make_plan(normalise(from_relax(imported.module)), target, threads)
+def plan_of(imported: Imported, target: Target, threads: int, **form: str) -> Plan:
+    """With the default configs; `form` is the plan's layout and dtype."""
+    return make_plan(normalise(from_relax(imported.module)), target, threads, **form)
 
 
 def labels(proto: onnx.ModelProto, target: Target | None = None, threads: int = 2) -> list[str]:

@@ -4,15 +4,19 @@ import io
 import re
 from pathlib import Path
 
+import msgspec
+import numpy as np
 import pytest
 from elftools.elf.elffile import ELFFile
 from elftools.elf.sections import SymbolTableSection
 
 import tvmsep
+from tvmsep.api import prepare
 from tvmsep.boards.new_target import _ARM_CORES
 from tvmsep.bundle import Package
 from tvmsep.codegen.assembly import Loop, hot_loop
-from tvmsep.contracts import Config, Target, Workload
+from tvmsep.contracts import Config, InputError, Target, Workload
+from tvmsep.graph.plan import choose_block, vectors_of
 from tvmsep.schedules import TEMPLATES
 from tvmsep.targets import load_target, target_names
 
@@ -21,6 +25,7 @@ ARM = [
     for n in target_names()
     if load_target(n).machine in ("aarch64", "armv7l") and load_target(n).gpu is None
 ]
+HALF = [n for n in ARM if load_target(n).half_arithmetic]
 AARCH64 = [n for n in ARM if load_target(n).machine == "aarch64"]
 RUNTIME = {
     *("memcpy", "memset", "TVMFFIErrorSetRaisedFromCStrParts", "TVMFFIErrorSetRaisedFromCStr"),
@@ -43,6 +48,14 @@ def depthwise(channels: int, size: int) -> Workload:
     return Workload(
         op="depthwise", ic=channels, oc=channels, groups=channels, ih=size, iw=size, kh=3, kw=3,
         pads=(1, 1, 1, 1), in_block=4, out_block=4, epilogue=("bias", "relu6"),
+    )  # fmt: skip
+
+
+def formed(w: Workload, t: Target, layout: str, dtype: str = "float32") -> Workload:
+    i, o = (choose_block(c, t, layout, dtype) for c in (w.ic, w.oc))
+    return msgspec.structs.replace(
+        w, dtype=dtype, in_block=i, out_block=o, in_run=vectors_of(i, t, dtype),
+        out_run=vectors_of(o, t, dtype),
     )  # fmt: skip
 
 
@@ -101,6 +114,49 @@ def test_a_target_says_where_its_facts_come_from(name: str) -> None:
         )  # fmt: skip
 
 
+@pytest.mark.parametrize("name", ["rpi3", "rpi4", "aarch64", "armv7-neon", "x86-avx2"])
+def test_half_precision_wants_a_core_that_computes_in_it(name: str) -> None:
+    with pytest.raises(InputError, match=f"{name} does not compute in it .fullfp16.*rpi5"):
+        prepare("mobilenet_v1", target=name, dtype="float16")
+
+
+def test_half_precision_is_refused_by_hosts_without_it() -> None:
+    able = [t for t in map(load_target, target_names()) if t.half_arithmetic]
+    assert [t.name for t in able] == ["graviton3", "graviton4", "jetson-orin-cpu", "rpi5"]
+    assert all("asimdhp" in t.requires for t in able)
+
+
+@pytest.mark.parametrize(
+    ("name", "dtype", "known"),
+    [
+        ("rpi4", "float32", "nchw4c, nchw8c, nhwc"),
+        ("rpi5", "float16", "nchw8c, nchw16c, nhwc"),
+        ("x86-avx2", "float32", "nchw4c, nchw8c, nchw16c, nhwc"),
+        ("x86-avx512", "float32", "nchw8c, nchw16c, nchw32c, nhwc"),
+    ],
+)
+def test_layouts_that_a_target_has(name: str, dtype: str, known: str) -> None:
+    with pytest.raises(InputError, match=f"{dtype} on target {name} give {known}$"):
+        prepare("mobilenet_v1", target=name, dtype=dtype, layout="nchw")
+
+
+def test_a_layout_leaves_no_vector_empty_and_weights_as_they_are() -> None:
+    plans = {}
+    for layout in ("nchw4c", "nchw8c", "nhwc"):
+        (plan,) = prepare(
+            "mobilenet_v3_small:width=0.5,resolution=64", target="rpi4", threads=2, layout=layout
+        ).plans.values()
+        plans[layout] = plan
+        for w in (s.workload for s in plan.steps if s.workload):
+            for c, block, run in ((w.ic, w.in_block, w.in_run), (w.oc, w.out_block, w.out_run)):
+                vectors = -(-c // 4)
+                wanted = {"nchw4c": 1, "nchw8c": 2 - vectors % 2, "nhwc": vectors}[layout]
+                assert block == 0 or (block, run) == (4 * wanted, wanted)
+    for plan in plans.values():
+        for name, array in plans["nchw4c"].params.items():
+            np.testing.assert_array_equal(array, plan.params[name])
+
+
 @pytest.mark.parametrize("name", AARCH64)
 def test_tiles_of_hand_written_kernels_are_in_the_space(name: str) -> None:
     target = load_target(name)
@@ -138,6 +194,30 @@ def test_loads_placed_by_hand_stand_between_the_last_multiply_adds(
     assert not [x for x in loop.code if x.startswith(("ldr q", "ldp", "ldr s"))]
     assert names[: halves[0]].count("fmla") == loop.fmas - len(halves) + 2
     assert all("fmla" in names[a:b] for a, b in zip(halves[:-2], halves[1:], strict=False))
+
+
+@pytest.mark.parametrize("layout", ["nchw8c", "nhwc"])
+def test_layouts_change_addresses_alone(layout: str) -> None:
+    target = load_target("rpi4")
+    for w in (pointwise(256, 14, 512), depthwise(128, 56)):
+        blocked, other = hot(w, target), hot(formed(w, target, layout), target)
+        assert (other.fmas, other.spills) == (blocked.fmas, 0)
+        assert other.loads <= 1.15 * blocked.loads
+
+
+@pytest.mark.parametrize("name", HALF)
+@pytest.mark.parametrize("layout", ["", "nhwc"])
+def test_half_precision_multiplies_eight_lanes(name: str, layout: str) -> None:
+    target = load_target(name)
+    loop = hot(formed(pointwise(256, 14, 512), target, layout, "float16"), target)
+    by_lane = [x for x in loop.code if re.search(r"\bfmla\b.*\.8h,.*\.h\[\d\]", x)]
+    assert len(by_lane) == loop.fmas >= 64 and loop.spills == 0
+    assert loop.loads <= 0.3 * loop.fmas
+    loop = hot(formed(depthwise(128, 56), target, layout, "float16"), target)
+    assert loop.spills == 0
+    # The bias of a vector, once a tile.
+    assert [x.split()[0] for x in loop.code if x.startswith("fcvt")] in ([], ["fcvtn", "fcvtn2"])
+    assert all(".8h" in x for x in loop.code if x.startswith("fmla"))
 
 
 @pytest.mark.parametrize("name", AARCH64)

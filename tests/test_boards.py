@@ -464,6 +464,9 @@ def test_a_target_for_an_arm_board(tmp_path: Path) -> None:
     assert (target.mcpu, target.lanes, target.l2_bytes) == ("cortex-a72", 4, 1 << 20)
     assert "check it" in path.read_text() and "Cortex-A72" in target.source
     assert misfit(PI4, target) is None and misfit(here(), target) is not None
+    pi5 = msgspec.structs.replace(PI4, parts=("0x41 0xd0b",), features=("asimd", "asimdhp"))
+    able = new_target.guess(pi5, "pi5", "a test")[0]
+    assert able.half_arithmetic and not target.half_arithmetic and misfit(PI4, able) is not None
     odd = msgspec.structs.replace(PI4, parts=("0x61 0x22",))
     assert new_target.guess(odd, "m1", "a test")[0].mcpu == "generic"
     with pytest.raises(BoardError, match="armv7l"):

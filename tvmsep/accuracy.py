@@ -22,7 +22,7 @@ import numpy as np
 
 from tvmsep.check import Mismatch, relative_errors
 from tvmsep.contracts import InputError, ModelError
-from tvmsep.contracts.workload import TOLERANCE
+from tvmsep.contracts.workload import tolerance as accepted
 
 if TYPE_CHECKING:
     from tvmsep.api import Prepared
@@ -132,7 +132,7 @@ def compare_data(
 
     with Package(bundle) as package:
         manifest = package.manifest
-    tolerance = TOLERANCE[manifest.precision] if tolerance is None else tolerance
+    tolerance = accepted(manifest.precision, manifest.target) if tolerance is None else tolerance
     if not 0 < tolerance < 1:
         raise InputError(f"tolerance is {tolerance}: give a share between 0 and 1, such as 1e-5")
     sets = range(len(manifest.specialisations)) if shapes is None else [manifest.find(shapes)]

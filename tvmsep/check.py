@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import math
 import os
 from collections.abc import Iterable, Mapping, Sequence
@@ -12,11 +13,16 @@ from typing import TYPE_CHECKING, Any
 from tvmsep.contracts import InputError, ModelError, Target, TvmsepError
 from tvmsep.contracts.words import counted
 from tvmsep.contracts.workload import TOLERANCE
+from tvmsep.contracts.workload import tolerance as accepted
 
 if TYPE_CHECKING:
     from tvmsep.bundle import Manifest
     from tvmsep.frontends import Imported
     from tvmsep.graph import Graph
+
+
+ROUNDINGS = 8
+"""How many times the error of rounded weights alone is accepted of rounded activations and sums."""
 
 
 class Mismatch(TvmsepError):
@@ -38,7 +44,11 @@ class Check:
     varies: float
     """How much the output changes with the input, relative to the largest output."""
     dtype: str = "float32"
-    """Of weights and of activations between kernels: `TOLERANCE` has its limit."""
+    """Of weights and of activations between kernels."""
+    limit: float = TOLERANCE["float32"]
+    """Largest error accepted."""
+    weights_alone: float | None = None
+    """In half precision: the error that rounding the weights makes, all else in float64."""
 
     def lines(self) -> list[str]:
         """For people."""
@@ -58,7 +68,10 @@ class Check:
             )
             text.append(f"error against float64: {self.float64:.1e}{own}")
         if self.dtype != "float32":
-            text.append(f"computed on {self.dtype}: errors up to {TOLERANCE[self.dtype]:g} allowed")
+            alone = ""
+            if self.weights_alone is not None:
+                alone = f"; rounding the weights alone makes {self.weights_alone:.1e}"
+            text.append(f"computed on {self.dtype}: errors up to {self.limit:.2g} allowed{alone}")
         moves = f"the output moves by {self.varies:.2g} of its size between two inputs"
         if self.varies < 1e-3:
             moves += ": it hardly depends on the input, so this comparison proves little"
@@ -130,6 +143,8 @@ def worst(checks: Sequence[Check]) -> Check:
         threads=checks[0].threads,
         varies=min(c.varies for c in checks),
         dtype=checks[0].dtype,
+        limit=max(c.limit for c in checks),
+        weights_alone=largest(c.weights_alone for c in checks),
     )
 
 
@@ -139,8 +154,9 @@ def check_bundle(
     """Run every variant of a bundle and its model on the same random inputs and compare.
 
     Three comparisons: the import (float64 run of the graph) against the framework, within what
-    float32 explains; the bundle against the framework and against float64, within `TOLERANCE` of
-    the bundle's dtype.
+    float32 explains; the bundle against the framework and against float64, within what
+    `tolerance` accepts of the bundle's dtype. Networks differ in how much they make of a rounding:
+    in half precision as far as `ROUNDINGS` times what rounding the weights alone does.
 
     Args:
         path: the bundle.
@@ -158,6 +174,7 @@ def check_bundle(
     with Package(path, verify=False) as package:
         counts = tuple(v.threads for v in package.manifest.variants)
         dtype = package.manifest.precision
+        limit = accepted(dtype, package.manifest.target)
     runs: list[list[Any]] = []
     varies = 0.0
     inputs: list[Any] = []
@@ -168,6 +185,10 @@ def check_bundle(
         runs.append(got)
         varies = max(varies, relative_errors(other, got))
     theirs, exact, own = _references(imported, graph, inputs)
+    alone = None
+    if dtype != "float32" and exact is not None:
+        alone = weights_alone(graph, inputs, exact, dtype)
+        limit = max(limit, ROUNDINGS * alone)
     check = Check(
         framework=max(relative_errors(g, theirs) for g in runs) if theirs is not None else None,
         float64=max(relative_errors(g, exact) for g in runs) if exact is not None else None,
@@ -175,8 +196,9 @@ def check_bundle(
         threads=counts,
         varies=varies,
         dtype=dtype,
+        limit=limit,
+        weights_alone=alone,
     )
-    limit = TOLERANCE[dtype]
     _within(check.framework, "the compiled network differs from the model's own framework", limit)
     _within(check.float64, "the compiled network differs from a float64 run of the model", limit)
     return check
@@ -220,6 +242,18 @@ def _references(
     return theirs, exact, own
 
 
+def weights_alone(graph: Graph, inputs: Sequence[Any], exact: Sequence[Any], dtype: str) -> float:
+    """What rounding the weights to a dtype does to the outputs, all else in float64."""
+    from tvmsep.graph import evaluate
+
+    rounded = {
+        name: a.astype(dtype).astype(a.dtype) if a.ndim > 1 and a.dtype.kind == "f" else a
+        for name, a in graph.constants.items()
+    }
+    less = dataclasses.replace(graph, constants=rounded)
+    return relative_errors(evaluate(less, dict(zip(graph.inputs, inputs, strict=True))), exact)
+
+
 def _within(error: float | None, what: str, limit: float = TOLERANCE["float32"]) -> None:
     if error is not None and not error <= limit:
         raise Mismatch(f"{what} by {error:.1e} of the largest output (allowed: {limit:.0e})")
@@ -255,7 +289,7 @@ def check_expected(
         recording: a `.npz` file with `input_NAME` for each input and `output_0`, `output_1`, ...
             for the outputs in their order. Their shapes choose among the bundle's.
         tolerance: largest error, relative to an output's largest recorded value; by default
-            `TOLERANCE` of the bundle's dtype.
+            what `tvmsep.contracts.workload.tolerance` says.
         shapes: of the inputs by name, for a recording that must be of these.
 
     Raises:
@@ -267,7 +301,8 @@ def check_expected(
     with Package(path) as package:
         package.check_host()
         manifest = package.manifest
-    tolerance = TOLERANCE[manifest.precision] if tolerance is None else tolerance
+    if tolerance is None:
+        tolerance = accepted(manifest.precision, manifest.target)
     if not 0 < tolerance < 1:
         raise InputError(f"tolerance is {tolerance}: give a share between 0 and 1, such as 1e-5")
     sets = range(len(manifest.specialisations)) if shapes is None else [manifest.find(shapes)]

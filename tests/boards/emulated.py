@@ -61,10 +61,11 @@ def python(folder: Path) -> Path:
     return command
 
 
-def target(folder: Path) -> Path:
+def target(folder: Path, like: str = "aarch64") -> Path:
     """A target file for the emulated board, whose /proc/cpuinfo is this host's."""
-    text = (ROOT / "targets" / "aarch64.toml").read_text()
-    lines = [x for x in text.splitlines() if not x.startswith(("requires", "name", "cores"))]
-    path = folder / "emulated.toml"
+    text = (ROOT / "targets" / f"{like}.toml").read_text()
+    gone = ("requires", "name", "cores", "parts")
+    lines = [x for x in text.splitlines() if not x.startswith(gone)]
+    path = folder / f"emulated-{like}.toml"
     path.write_text("\n".join(['name = "emulated"', "cores = 2", *lines]) + "\n")
     return path

@@ -1,7 +1,7 @@
 /* Runs one kernel without TVM's runtime: program INPUT OUTPUT.
  *
- * INPUT: int32 count, then for each parameter int32 ndim, int64 sizes, fp32 values; the last one is
- * the output, whose values go to OUTPUT. Kernels that start threads run their tasks in turn. */
+ * INPUT: int32 count, then for each parameter int32 bits of a float, int32 ndim, int64 sizes, values;
+ * the last one is the output, whose values go to OUTPUT. Kernels that start threads run their tasks in turn. */
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
@@ -61,7 +61,7 @@ static void get(void *into, size_t size, FILE *file) {
 int main(int argc, char **argv) {
   DLTensor tensors[MAX];
   TVMFFIAny arguments[MAX], result;
-  int32_t count = 0;
+  int32_t count = 0, bits = 0;
   size_t bytes = 0;
   FILE *file = argc == 3 ? fopen(argv[1], "rb") : NULL;
   if (!file) return 2;
@@ -71,16 +71,17 @@ int main(int argc, char **argv) {
   memset(&result, 0, sizeof result);
   for (int i = 0; i < count && i < MAX; ++i) {
     DLTensor *t = &tensors[i];
+    get(&bits, sizeof bits, file);
     get(&t->ndim, sizeof t->ndim, file);
     t->shape = calloc(t->ndim, sizeof(int64_t));
     get(t->shape, t->ndim * sizeof(int64_t), file);
-    bytes = sizeof(float);
+    bytes = bits / 8;
     for (int d = 0; d < t->ndim; ++d) bytes *= t->shape[d];
     if (posix_memalign(&t->data, 64, bytes)) return 2;
     get(t->data, bytes, file);
     t->device.device_type = kDLCPU;
     t->dtype.code = kDLFloat;
-    t->dtype.bits = 32;
+    t->dtype.bits = bits;
     t->dtype.lanes = 1;
     arguments[i].type_index = kTVMFFIDLTensorPtr;
     arguments[i].v_ptr = t;

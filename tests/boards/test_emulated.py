@@ -19,7 +19,7 @@ from boards_kit import Running, children, free_port, run, running, until
 
 import tvmsep
 from tvmsep.api import prepare
-from tvmsep.check import relative_errors
+from tvmsep.check import ROUNDINGS, relative_errors, weights_alone
 from tvmsep.contracts import Trial
 from tvmsep.graph import evaluate
 from tvmsep.logs import read_log
@@ -51,26 +51,26 @@ def guest(folder: Path) -> Path:
     return emulated.python(folder)
 
 
-@pytest.fixture(scope="module")
-def target(folder: Path) -> Path:
-    return emulated.target(folder)
-
-
 @pytest.mark.parametrize(
-    "model",
+    ("model", "layout", "dtype"),
     [
-        SMALL_V1,
-        "mobilenet_v2:resolution=64",
-        "mobilenet_v3_large:resolution=64",
-        "efficientnet_lite0:resolution=64",
+        (SMALL_V1, None, "float32"),
+        ("mobilenet_v2:resolution=64", "nhwc", "float32"),
+        ("mobilenet_v3_large:resolution=64", None, "float32"),
+        ("efficientnet_lite0:resolution=64", "nchw8c", "float32"),
+        ("mobilenet_v3_large:resolution=64", None, "float16"),
+        (SMALL_V1, "nhwc", "float16"),
     ],
 )
 def test_a_cross_built_network_is_right(
-    model: str, guest: Path, target: Path, tmp_path: Path
+    model: str, layout: str | None, dtype: str, guest: Path, folder: Path, tmp_path: Path
 ) -> None:
     path = tmp_path / "net.tvmsep"
-    hardware = load_target(str(target))
-    report = tvmsep.build(model, target=hardware, threads=[1, 2], out=path)
+    core = "rpi5" if dtype == "float16" else "aarch64"
+    hardware = load_target(str(emulated.target(folder, core)))
+    report = tvmsep.build(
+        model, target=hardware, threads=[1, 2], out=path, layout=layout, dtype=dtype
+    )
     assert report.check is None
     prepared = prepare(model, target=hardware, threads=[1])
     (name,) = prepared.graph.inputs
@@ -89,6 +89,10 @@ def test_a_cross_built_network_is_right(
     exact = evaluate(prepared.graph, {name: x})
     for threads in (1, 2):
         got = [np.load(tmp_path / f"y{threads}.npy")]
+        if dtype == "float16":
+            alone = weights_alone(prepared.graph, [x], exact, dtype)
+            assert 1e-5 < relative_errors(got, exact) <= ROUNDINGS * alone, threads
+            continue
         assert relative_errors(got, here) <= LIMIT, threads
         assert relative_errors(got, exact) <= ROUNDING, threads
 
@@ -114,9 +118,10 @@ def measured(log: Path) -> list[Trial]:
 
 
 def test_tuned_over_rpc_and_killed_in_the_middle(
-    board: tuple[str, Running], guest: Path, target: Path, tmp_path: Path
+    board: tuple[str, Running], guest: Path, folder: Path, tmp_path: Path
 ) -> None:
     at, served = board
+    target = emulated.target(folder)
     out = tmp_path / "net.tvmsep"
     log = out.with_suffix(".jsonl")
     words = ["tune", SMALL_V1, "--target", str(target), "--rpc", at, "--key", "emulated"]

@@ -9,6 +9,7 @@ import struct
 import subprocess
 from pathlib import Path
 
+import msgspec
 import numpy as np
 import pytest
 import tvm_ffi
@@ -17,6 +18,7 @@ from boards import emulated
 from tvmsep.codegen import example_inputs, kernel, reference, relative_error
 from tvmsep.codegen.link import zig
 from tvmsep.contracts import Target, Workload
+from tvmsep.graph.plan import choose_block, vectors_of
 from tvmsep.schedules import TEMPLATES
 from tvmsep.targets import load_target, target_names
 
@@ -43,6 +45,26 @@ WORKLOADS = (
     Workload(op="eltwise", kind="act", ic=8, oc=8, ih=5, iw=5, in_block=4, out_block=4,
              epilogue=("sigmoid",)),
 )  # fmt: skip
+
+
+FORMS = {
+    "rpi4": ("nhwc", "float32"), "graviton4": ("nchw8c", "float32"), "rpi5": ("", "float16"),
+    "graviton3": ("nhwc", "float16"), "jetson-orin-cpu": ("nchw16c", "float16"),
+}  # fmt: skip
+"""Layout and precision that a target's kernels are tried in, where not the default."""
+LIMIT = {"float32": 1e-5, "float16": 4e-3}
+
+
+def formed(w: Workload, t: Target) -> Workload:
+    """The workload in the layout and precision of `FORMS`, as a plan has it."""
+    layout, dtype = FORMS.get(t.name, ("", "float32"))
+    i, o = (choose_block(c, t, layout, dtype) for c in (w.ic, w.oc))
+    blocks = (i if w.in_block else 0, o)
+    runs = (vectors_of(block, t, dtype) for block in blocks)
+    names = ("in_block", "out_block", "in_run", "out_run")
+    return msgspec.structs.replace(
+        w, dtype=dtype, **dict(zip(names, (*blocks, *runs), strict=True))
+    )
 
 
 @pytest.fixture(scope="session")
@@ -80,7 +102,7 @@ def test_kernels_equal_numpy(name: str, mains: dict[str, Path], tmp_path: Path) 
     t = load_target(name)
     tool = emulated.qemu("arm" if t.machine == "armv7l" else "aarch64")
     main = main_object(t, mains)
-    for w in WORKLOADS:
+    for w in (formed(w, t) for w in WORKLOADS):
         template = TEMPLATES[w.op]
         assert template.accepts(w, t), w.label
         config = template.default(w, t, TASKS)
@@ -89,16 +111,17 @@ def test_kernels_equal_numpy(name: str, mains: dict[str, Path], tmp_path: Path) 
         built.write_to_file(str(obj), "o")
         zig_cc(t, "-static", obj, main, "-o", program)
         inputs = example_inputs(w, 0)
-        arrays = [*inputs, np.full(w.out_shape, np.nan, np.float32)]
+        arrays = [*inputs, np.full(w.out_shape, np.nan, w.out_dtype)]
         data = struct.pack("<i", len(arrays))
         for a in arrays:
-            data += struct.pack(f"<i{a.ndim}q", a.ndim, *a.shape) + a.tobytes()
+            bits = 8 * a.itemsize
+            data += struct.pack(f"<2i{a.ndim}q", bits, a.ndim, *a.shape) + a.tobytes()
         (tmp_path / "in").write_bytes(data)
         done = subprocess.run(
             [tool, program, tmp_path / "in", tmp_path / "out"],
             capture_output=True, text=True, timeout=60,
         )  # fmt: skip
         assert done.returncode == 0, (w.label, config, done.stderr)
-        got = np.fromfile(tmp_path / "out", np.float32).reshape(w.out_shape)
+        got = np.fromfile(tmp_path / "out", w.out_dtype).reshape(w.out_shape)
         error = relative_error(got, reference(w, inputs), w.oc)
-        assert error <= 1e-5, (w.label, config, error)
+        assert error <= LIMIT[w.dtype], (w.label, config, error)

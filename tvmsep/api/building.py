@@ -85,8 +85,10 @@ def build(
         params: for a Relay program: the file of its weights.
         preprocess: how a picture becomes the input.
         labels: class names.
-        layout: of activations on a GPU: `nchw4c` (the default), `nchw` or `nhwc`.
-        dtype: `float32`, or on a GPU `float16`: of weights, and of activations between kernels.
+        layout: of activations: on a GPU `nchw4c` (the default), `nchw` or `nhwc`; on a CPU see
+            `tvmsep.graph.layouts`.
+        dtype: `float32`, or on a GPU or a CPU that computes in it `float16`: of weights, and of
+            activations between kernels.
         say: told of steps that take more than a moment.
 
     Raises:

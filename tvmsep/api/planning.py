@@ -37,7 +37,7 @@ class Prepared:
     plans: dict[int, Plan]
     """By thread count, with separate depthwise and pointwise kernels."""
     layout: str = ""
-    """Of activations on a GPU, one of `tvmsep.graph.LAYOUTS`; empty for CPUs."""
+    """Of activations, one of `tvmsep.graph.layouts`; empty for a CPU's default."""
     dtype: str = "float32"
     """Of weights, and of activations between kernels."""
 
@@ -93,9 +93,12 @@ def prepare(
         shapes: fixes dynamic input shapes.
         example_inputs: for a torch module.
         params: for a Relay program.
-        layout: of activations on a GPU: `nchw4c` (the default), `nchw` or `nhwc`.
-        dtype: `float32` (the default), or on a GPU `float16`: of weights, and of activations
-            between kernels. Inputs and outputs stay as the model has them.
+        layout: of activations: on a GPU `nchw4c` (the default), `nchw` or `nhwc`, on a CPU
+            `nhwc` or blocks of about a vector, such as `nchw8c`; by default a vector, or half
+            of it.
+        dtype: `float32` (the default), or `float16` on a GPU and on CPUs that compute in it: of
+            weights, and of activations between kernels. Inputs and outputs stay as the model has
+            them.
 
     Raises:
         ModelError: the model cannot be read or holds something unsupported.
@@ -135,26 +138,26 @@ def _form(layout: str | None, dtype: str | None, target: Target) -> tuple[str, s
         InputError: the target has no kernels for them.
     """
     from tvmsep.contracts.workload import ITEM_BYTES
-    from tvmsep.graph import LAYOUTS
+    from tvmsep.graph import layouts
+    from tvmsep.targets import load_target, target_names
 
     dtype = dtype or "float32"
     if dtype not in ITEM_BYTES:
         raise InputError(f"dtype is {dtype!r}: give {' or '.join(ITEM_BYTES)}")
-    if target.gpu is None:
-        if layout is not None:
-            raise InputError(
-                f"layout is {layout!r}, but target {target.name} is a CPU, whose layout follows "
-                "from its vectors: leave it out, or give a target with a GPU"
-            )
-        if dtype != "float32":
-            raise InputError(
-                f"dtype is {dtype}, but target {target.name} is a CPU, and its kernels are for "
-                "float32: leave it out, or give a target with a GPU"
-            )
-        return "", dtype
-    layout = layout or LAYOUTS[0]
-    if layout not in LAYOUTS:
-        raise InputError(f"layout is {layout!r}: give {', '.join(LAYOUTS)}")
+    if dtype == "float16" and target.gpu is None and not target.half_arithmetic:
+        able = [n for n in target_names() if load_target(n).half_arithmetic]
+        raise InputError(
+            f"dtype is float16, but the CPU of target {target.name} does not compute in it "
+            "(fullfp16 of Armv8.2, which Linux calls asimdhp; `half_arithmetic` in a target's "
+            f"file): leave it out, or give {', '.join(able)} or a target with a GPU"
+        )
+    known = layouts(target, dtype)
+    if layout is None:
+        return known[0] if target.gpu is not None else "", dtype
+    if layout not in known:
+        raise InputError(
+            f"layout is {layout!r}: for {dtype} on target {target.name} give {', '.join(known)}"
+        )
     return layout, dtype
 
 

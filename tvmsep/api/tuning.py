@@ -73,8 +73,10 @@ def tune(
         key: the boards' key at the tracker.
         builders: compiling processes; one a core by default. Or a Dask scheduler's address,
             `tcp://host:8786`.
-        layout: of activations on a GPU: `nchw4c` (the default), `nchw` or `nhwc`.
-        dtype: `float32`, or on a GPU `float16`: of weights, and of activations between kernels.
+        layout: of activations: on a GPU `nchw4c` (the default), `nchw` or `nhwc`; on a CPU see
+            `tvmsep.graph.layouts`.
+        dtype: `float32`, or on a GPU or a CPU that computes in it `float16`: of weights, and of
+            activations between kernels.
         progress: called after every trial.
         say: told of steps that take more than a moment.
 

@@ -40,7 +40,10 @@ _ARM_CORES = {
 }
 """By the part number of cores that Arm (implementer 0x41) designed."""
 
-_RARE = ("half_width_is_free", "lane_operand", "in_order", "mca_dispatch", "clock_ghz", "bandwidth")
+_RARE = (
+    "half_width_is_free", "lane_operand", "half_arithmetic", "in_order", "mca_dispatch",
+    "clock_ghz", "bandwidth",
+)  # fmt: skip
 """Facts that a file leaves out where they are none."""
 
 _AVX512 = ("avx512f", "avx512vl", "avx512bw", "avx512dq", "avx512cd")
@@ -59,6 +62,7 @@ def guess(facts: Facts, name: str, origin: str) -> tuple[Target, tuple[str, ...]
         BoardError: nothing is known about such a CPU.
     """
     has = set(facts.features)
+    half = False
     mattr: tuple[str, ...] = ()
     needs: tuple[str, ...] = _AVX512
     sources = [f"reported by {facts.cpu or 'the board'} at {origin} on {date.today():%Y-%m-%d}"]
@@ -79,6 +83,8 @@ def guess(facts: Facts, name: str, origin: str) -> tuple[Target, tuple[str, ...]
         core = core or _Core("generic", 4, 1.0, "")
         mcpu, latency, rate = core.mcpu, core.fma_latency_cycles, core.fma_per_cycle
         lanes, registers, broadcast, needs = 4, 32, False, ("asimd",)
+        if mcpu != "generic" and "asimdhp" in has:
+            half, needs = True, ("asimd", "asimdhp")
     else:
         raise BoardError(
             f"cannot write a target for {facts.machine or 'an unknown machine'} "
@@ -102,6 +108,7 @@ def guess(facts: Facts, name: str, origin: str) -> tuple[Target, tuple[str, ...]
         fma_per_cycle=rate,
         broadcast_operand=broadcast,
         lane_operand=facts.machine == "aarch64",
+        half_arithmetic=half,
         half_width_is_free=mcpu == "znver4",
         l2_bytes=facts.cache_bytes(2) or 262144,
         l3_bytes=facts.cache_bytes(3),

@@ -101,7 +101,7 @@ class Manifest(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=
     peak_gflops_per_core: float | None = None
     """FMA peak of one core of the machine that built the bundle, as measured there."""
     layout: str | msgspec.UnsetType = msgspec.UNSET
-    """Of activations on a GPU: `nchw4c`, `nchw` or `nhwc`; none for CPUs."""
+    """Of activations: `nchw4c`, `nhwc`, ...; none where it is a CPU's default."""
     dtype: Literal["float16"] | msgspec.UnsetType = msgspec.UNSET
     """Of weights and of activations between kernels, where it is not float32."""
     further: tuple[Specialisation, ...] | msgspec.UnsetType = msgspec.UNSET

@@ -60,7 +60,10 @@ LabelsOption = Annotated[
 LayoutOption = Annotated[
     str | None,
     typer.Option(
-        "--layout", metavar="nchw4c|nchw|nhwc", help="Of activations on a GPU; by default nchw4c."
+        "--layout",
+        metavar="LAYOUT",
+        help="Of activations: nchw4c (default), nchw or nhwc on a GPU, nhwc or blocks of about a "
+        "vector (nchw4c, nchw8c, ...) on a CPU.",
     ),
 ]
 DtypeOption = Annotated[
@@ -68,7 +71,8 @@ DtypeOption = Annotated[
     typer.Option(
         "--dtype",
         metavar="float32|float16",
-        help="On a GPU: of weights and what lies between kernels; inputs and outputs stay float32.",
+        help="Of weights and what lies between kernels, on a GPU or a CPU that computes in "
+        "float16; inputs and outputs stay float32.",
     ),
 ]
 AsJson = Annotated[bool, typer.Option("--json", help="Print JSON instead of a table.")]

@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Any
 
 from tvmsep.codegen.limits import check_limits
+from tvmsep.codegen.reference import input_shapes
 from tvmsep.contracts import Config, Target, Workload
 from tvmsep.schedules import TEMPLATES
 
 if TYPE_CHECKING:
-    from tvm import tirx
+    from tvm import s_tir, tirx
 
 
 def unscheduled(w: Workload, t: Target, template: str, c: Config) -> tirx.PrimFunc:
@@ -24,6 +26,7 @@ def unscheduled(w: Workload, t: Target, template: str, c: Config) -> tirx.PrimFu
             sch.get_sblock("out"), ("write", 0),
             lambda n, c, h, x, *i: (n, c, h * w.ow + x, *i),
         )  # fmt: skip
+    _lay_out(sch, w)
     func: tirx.PrimFunc = sch.mod["main"]
     return func.with_attr("global_symbol", "main").with_attr("tirx.noalias", True)
 
@@ -42,7 +45,34 @@ def kernel(w: Workload, t: Target, template: str, c: Config, name: str = "main")
     tpl = TEMPLATES[template]
     sch = s_tir.Schedule(tpl.compute(w, t, c), error_render_level="none")
     tpl.apply(sch, w, t, c)
+    _lay_out(sch, w)
     if t.gpu is not None:
         check_limits(sch.mod, t.gpu)
     func: tirx.PrimFunc = sch.mod["main"].with_attr("global_symbol", name)
     return func.with_attr("tirx.noalias", True)
+
+
+def _lay_out(sch: s_tir.Schedule, w: Workload) -> None:
+    """Move activations from vectors, on which templates compute, to blocks that hold several."""
+    runs = {"x": w.in_run, "y": w.in_run, "scale": w.in_run}
+    runs |= {"residual": w.out_run, "out": w.out_run}
+    names = [*(name for name, _ in input_shapes(w)), "out"]
+    for position, name in enumerate(names):
+        if (run := runs.get(name, 1)) > 1:
+            buffer = sch.mod["main"].params[position]
+            sch.transform_layout(*_user(sch, buffer), _together(run, int(buffer.ty.shape[-1])))
+
+
+def _together(run: int, lanes: int) -> Callable[..., tuple[Any, ...]]:
+    return lambda n, c, p, i: (n, c // run, p, c % run * lanes + i)
+
+
+def _user(sch: s_tir.Schedule, buffer: Any) -> tuple[Any, tuple[str, int]]:
+    """A block that accesses a buffer, and which of its reads or writes does."""
+    return next(
+        (block, (kind, k))
+        for block in sch.get_child_blocks(sch.get_sblock("root"))
+        for kind in ("read", "write")
+        for k, region in enumerate(getattr(sch.get(block), f"{kind}s"))
+        if region.source.same_as(buffer)
+    )

@@ -20,23 +20,24 @@ def input_shapes(w: Workload) -> list[tuple[str, tuple[int, ...]]]:
     if w.sources:
         return [(f"x{k}", shape) for k, shape in enumerate(w.source_shapes)]
     shapes: list[tuple[str, tuple[int, ...]]] = [("x", w.in_shape)]
+    v = w.vectors
     match w.op:
         case "pointwise" | "dense":
-            shapes.append(("w", (w.out_blocks, w.in_blocks * w.in_block, w.out_block)))
+            shapes.append(("w", (v.out_blocks, v.in_blocks * v.in_block, v.out_block)))
         case "depthwise":
-            shapes.append(("w", (w.out_blocks, w.kh, w.kw, w.out_block)))
+            shapes.append(("w", (v.out_blocks, w.kh, w.kw, v.out_block)))
         case "dwpw":
             mid, last = map(input_shapes, w.parts)
             return [shapes[0], *((f"{name}_dw", shape) for name, shape in mid[1:]), *last[1:]]
         case "conv":
-            blocks, lanes = conv_channels(w)
-            shapes.append(("w", (w.out_blocks, blocks, w.kh, w.kw, lanes, w.out_block)))
+            blocks, lanes = conv_channels(v)
+            shapes.append(("w", (v.out_blocks, blocks, w.kh, w.kw, lanes, v.out_block)))
         case "eltwise" if w.kind in ("add", "mul"):
             shapes.append(("y", w.in_shape))
         case "eltwise" if w.kind == "scale":
             shapes.append(("y", (w.n, w.in_blocks, 1, w.in_block)))
     if "bias" in w.epilogue:
-        shapes.append(("bias", (w.out_blocks, w.out_block)))
+        shapes.append(("bias", (v.out_blocks, v.out_block)))
     if "add" in w.epilogue:
         shapes.append(("residual", w.out_shape))
     if w.scaled:
@@ -67,8 +68,8 @@ def example_inputs(w: Workload, seed: int) -> list[Array]:
             a *= np.float32((2 / fan_in) ** 0.5)
             if w.op in ("pointwise", "dense"):
                 a[:, w.ic :] = 0
-            elif w.op == "conv" and w.in_block and w.groups == 1 and w.ic % w.in_block:
-                a[:, -1, :, :, w.ic % w.in_block :] = 0
+            elif w.op == "conv" and (b := w.vectors.in_block) and w.groups == 1 and w.ic % b:
+                a[:, -1, :, :, w.ic % b :] = 0
         arrays.append(a.astype(dtype, copy=False))
     return arrays
 

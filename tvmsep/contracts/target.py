@@ -82,6 +82,8 @@ class Target(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tr
     """Whether an FMA can take a broadcast scalar from memory (AVX-512)."""
     lane_operand: bool = False
     """Whether an FMA can take one lane of a register as its scalar (NEON)."""
+    half_arithmetic: bool = False
+    """Whether vectors hold, add and multiply twice as many float16 elements (`fullfp16`)."""
     half_width_is_free: bool = False
     """Whether vectors of half the lanes run at the same FLOP rate (double-pumped units)."""
     l2_bytes: int
@@ -115,6 +117,10 @@ class Target(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tr
         """The kind of machine, as `uname -m` names it there."""
         kind = self.triple.split("-")[0]
         return "armv7l" if kind.startswith("armv7") else kind
+
+    def elements(self, dtype: str) -> int:
+        """Elements of a dtype in one vector register."""
+        return 2 * self.lanes if dtype == "float16" else self.lanes
 
     def tvm_dict(self) -> dict[str, object]:
         """The dictionary that `tvm.target.Target` takes."""

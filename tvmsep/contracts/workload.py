@@ -7,6 +7,8 @@ from typing import Literal
 
 import msgspec
 
+from tvmsep.contracts.target import Target
+
 Op = Literal[
     "conv", "pointwise", "depthwise", "dwpw", "dense", "pool", "eltwise", "resample", "channels",
     "pack", "unpack",
@@ -16,6 +18,8 @@ ITEM_BYTES = {"float32": 4, "float16": 2}
 """Bytes of one element, by dtype."""
 TOLERANCE = {"float32": 1e-4, "float16": 2e-3}
 """Largest error accepted, relative to the largest output, by the dtype of what lies in memory."""
+HALF_TOLERANCE = 1e-2
+"""The same for float16 where a CPU also multiplies and adds in it, in sums of some 64 products."""
 
 
 class Workload(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
@@ -64,6 +68,10 @@ class Workload(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
     """Only of "channels" that are joined: each input's channels and block; `ic` is their sum."""
     dtype: str = "float32"
     """Of blocked activations and weights; plain activations, biases and sums are float32."""
+    in_run: int = 1
+    """Vectors that a block of the input is made of: a CPU's kernels take each for itself."""
+    out_run: int = 1
+    """The same of the output (and of a residual)."""
     in_split: Split = "rows"
     """How the producer of the input divides it over threads: part of the layout."""
     out_split: Split = "rows"
@@ -125,16 +133,29 @@ class Workload(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
         return (self.n, self.oc, p)
 
     @property
+    def vectors(self) -> Workload:
+        """As a CPU's templates see it: each vector a block, `in_run` of them lying together.
+
+        Weights and biases are packed by vectors, so that no layout of activations changes them.
+        """
+        if self.in_run == self.out_run == 1:
+            return self
+        return msgspec.structs.replace(
+            self, in_block=self.in_block // self.in_run, out_block=self.out_block // self.out_run
+        )
+
+    @property
     def parts(self) -> tuple[Workload, Workload]:
         """The depthwise and the pointwise workload that a "dwpw" stands for."""
         replace = msgspec.structs.replace
         depthwise = replace(
-            self, op="depthwise", oc=self.ic, out_block=self.in_block,
+            self, op="depthwise", oc=self.ic, out_block=self.in_block, out_run=self.in_run,
             epilogue=self.mid_epilogue, mid_epilogue=(),
         )  # fmt: skip
         pointwise = Workload(
             op="pointwise", n=self.n, ic=self.ic, ih=self.oh, iw=self.ow, oc=self.oc,
-            in_block=self.in_block, out_block=self.out_block, epilogue=self.epilogue,
+            in_block=self.in_block, out_block=self.out_block, in_run=self.in_run,
+            out_run=self.out_run, epilogue=self.epilogue,
             dtype=self.dtype, in_split=self.out_split, out_split=self.out_split,
         )  # fmt: skip
         return depthwise, pointwise
@@ -144,7 +165,7 @@ class Workload(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
         """The "dwpw" of both. They fit each other if they are its `parts`."""
         return msgspec.structs.replace(
             depthwise, op="dwpw", oc=pointwise.oc, out_block=pointwise.out_block,
-            epilogue=pointwise.epilogue, mid_epilogue=depthwise.epilogue,
+            out_run=pointwise.out_run, epilogue=pointwise.epilogue, mid_epilogue=depthwise.epilogue,
         )  # fmt: skip
 
     @property
@@ -213,6 +234,12 @@ class Workload(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
         image = f"{self.ih}x{self.iw}" + (f">{self.oh}x{self.ow}" if self.size else "")
         form = f" {self.dtype}" if self.dtype != "float32" else ""
         return f"{name}{kernel}{step}{batch} {image} {chans}{tail}{form}"
+
+
+def tolerance(dtype: str, target: Target) -> float:
+    """Largest error accepted of a kernel or a network, relative to the largest output."""
+    half = dtype == "float16" and target.gpu is None
+    return HALF_TOLERANCE if half else TOLERANCE[dtype]
 
 
 _DEFAULTS = {field.name: field.default for field in msgspec.structs.fields(Workload)}

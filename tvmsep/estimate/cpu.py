@@ -57,7 +57,8 @@ def cpu_seconds(
     )
     assembly = built.inspect_source("s")
     loop = hot_loop(assembly.splitlines())
-    lanes = min(target.lanes, w.out_block or target.lanes)
+    full = target.elements(w.dtype)
+    lanes = min(full, w.vectors.out_block or full)
     if loop.fmas and w.macs:
         needed = padded_macs(w) / lanes / loop.fmas
         cycles = needed * loop_cycles(loop, target, find_mca())

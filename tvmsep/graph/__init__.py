@@ -5,10 +5,10 @@ from tvmsep.graph.importer import from_relax
 from tvmsep.graph.interpret import evaluate
 from tvmsep.graph.ir import Graph, Node
 from tvmsep.graph.normalise import normalise
-from tvmsep.graph.plan import LAYOUTS, Plan, Step
+from tvmsep.graph.plan import LAYOUTS, Plan, Step, layouts
 from tvmsep.graph.planner import make_plan
 
 __all__ = [
     "LAYOUTS", "Graph", "Node", "Plan", "Step", "evaluate", "from_relax", "fuse", "fusible",
-    "make_plan", "normalise",
+    "layouts", "make_plan", "normalise",
 ]  # fmt: skip

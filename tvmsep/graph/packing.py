@@ -24,11 +24,12 @@ def specialise(w: Workload, weight: Array) -> tuple[Workload, Array]:
 
 
 def _merge_groups(w: Workload, weight: Array) -> tuple[Workload, Array]:
-    """Fewer, larger groups that fill whole channel blocks, with zeros between the old ones."""
+    """Fewer, larger groups that fill whole vectors, with zeros between the old ones."""
+    v = w.vectors
 
     def whole(g: int) -> bool:
-        in_ok = not w.in_block or (w.ic // g) % w.in_block == 0
-        return in_ok and (w.oc // g) % w.out_block == 0
+        in_ok = not v.in_block or (w.ic // g) % v.in_block == 0
+        return in_ok and (w.oc // g) % v.out_block == 0
 
     g = next((d for d in range(w.groups, 0, -1) if w.groups % d == 0 and whole(d)), 1)
     return msgspec.structs.replace(w, groups=g), spread_groups(weight, w.groups, g)
@@ -60,9 +61,10 @@ def phase_weights(weight: Array, strides: tuple[int, int], padded: int) -> Array
 
 def pack_bias(bias: Array, w: Workload) -> Array:
     """`[oc]` to `[ob, o]`, fp32."""
-    full = np.zeros(w.out_blocks * w.out_block, np.float32)
+    v = w.vectors
+    full = np.zeros(v.out_blocks * v.out_block, np.float32)
     full[: w.oc] = bias
-    return full.reshape(w.out_blocks, w.out_block)
+    return full.reshape(v.out_blocks, v.out_block)
 
 
 def pack_weight(weight: Array, w: Workload) -> Array:
@@ -76,7 +78,7 @@ def pack_weight(weight: Array, w: Workload) -> Array:
         raise ModelError(
             f"{w.label} has a weight beyond {limit:g}, the largest {w.dtype}: build it in float32"
         )
-    return _packed(weight, w).astype(w.dtype, copy=False)
+    return _packed(weight, w.vectors).astype(w.dtype, copy=False)
 
 
 def _packed(weight: Array, w: Workload) -> Array:

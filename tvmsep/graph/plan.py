@@ -61,24 +61,56 @@ class Plan:
 
 LAYOUTS = ("nchw4c", "nchw", "nhwc")
 """Of activations on a GPU: channel blocks of 4, 1, or all channels; the first is the default."""
+_CPU_BLOCKS = (4, 8, 16, 32)
 
 
-def choose_block(channels: int, t: Target, layout: str = "") -> int:
-    """Lanes of a channel block: the full vector, or half of it where that wastes less.
+def layouts(t: Target, dtype: str = "float32") -> tuple[str, ...]:
+    """What `choose_block` takes: on a CPU blocks of one or two vectors, or of all channels.
 
-    A half-width block keeps 24, 40, 72 or 120 channels free of padding; where half-width vectors
-    run at half the rate it is chosen only if padding would cost more. On a GPU the layout says it.
+    Blocks of half a vector are for float32 on x86, whose default has them too.
+    """
+    if t.gpu is not None:
+        return LAYOUTS
+    full = t.elements(dtype)
+    least = full if dtype == "float16" else full // 2
+    return (*(f"nchw{b}c" for b in _CPU_BLOCKS if least <= b <= 2 * full), "nhwc")
+
+
+def choose_block(channels: int, t: Target, layout: str = "", dtype: str = "float32") -> int:
+    """Channels of a block.
+
+    On a GPU the layout says it. On a CPU it is by default one vector: the full one, or half of it
+    where that wastes less. A half-width block keeps 24, 40, 72 or 120 channels free of padding;
+    where half-width vectors run at half the rate it is chosen only if padding would cost more.
+    Blocks of two vectors are made only where they leave no vector empty, and a block of all
+    channels (`nhwc`) is filled up to whole vectors.
     """
     if t.gpu is not None:
         return {"nchw": 1, "nhwc": channels}.get(layout, 4)
-    full, half = t.lanes, max(4, t.lanes // 2)
+    full = t.elements(dtype)
+    half = _half(full)
     rate = 1.0 if t.half_width_is_free else 0.5
 
-    def cost(block: int) -> float:
-        padded = -(-channels // block) * block
-        return padded / (1.0 if block == full else rate)
+    def padded(block: int) -> int:
+        return -(-channels // block) * block
 
-    return half if cost(half) < cost(full) else full
+    if layout not in ("", "nhwc"):
+        block = int(layout.removeprefix("nchw").removesuffix("c"))
+        return full if block > full and padded(block) != padded(full) else block
+    vector = half if padded(half) / rate < padded(full) else full
+    return padded(vector) if layout else vector
+
+
+def vectors_of(block: int, t: Target, dtype: str = "float32") -> int:
+    """Vectors that a block is made of; 1 where it is plain, and on a GPU."""
+    if t.gpu is not None or not block:
+        return 1
+    full = t.elements(dtype)
+    return max(1, block // (full if block % full == 0 else _half(full)))
+
+
+def _half(full: int) -> int:
+    return max(4, full // 2)
 
 
 def choose_split(height: int, width: int, threads: int) -> str:

@@ -12,7 +12,7 @@ import numpy as np
 from tvmsep.contracts import ModelError, Target, Workload
 from tvmsep.graph.ir import Array, Graph, Node
 from tvmsep.graph.packing import pack_bias, pack_weight, phase_weights, specialise, spread_groups
-from tvmsep.graph.plan import Layout, Plan, Step, choose_block, choose_split
+from tvmsep.graph.plan import Layout, Plan, Step, choose_block, choose_split, vectors_of
 from tvmsep.schedules import template_for
 
 _PACKED = 0.75
@@ -86,12 +86,20 @@ class _Planner:
         return choose_split(h, w, self.threads)
 
     def _block(self, channels: int) -> int:
-        return choose_block(channels, self.target, self.layout)
+        return choose_block(channels, self.target, self.layout, self.dtype)
+
+    def _in_vectors(self, w: Workload) -> Workload:
+        if w.op == "channels":  # moves parts of blocks, whatever they are made of
+            return w
+        in_run, out_run = (
+            vectors_of(block, self.target, self.dtype) for block in (w.in_block, w.out_block)
+        )
+        return msgspec.structs.replace(w, in_run=in_run, out_run=out_run)
 
     def _kernel(
         self, w: Workload, out: str, inputs: list[str], params: list[str], shape: tuple[int, ...]
     ) -> None:
-        w = msgspec.structs.replace(w, dtype=self.dtype)
+        w = self._in_vectors(msgspec.structs.replace(w, dtype=self.dtype))
         template = template_for(w, self.target)
         if template is None:
             form = f" in {self.dtype}" if self.dtype != "float32" else ""
@@ -164,7 +172,7 @@ class _Planner:
         base = msgspec.structs.replace(
             base, in_split=in_split, out_split=self._split(base.oh, base.ow)
         )
-        w, weight = specialise(base, weight)
+        w, weight = specialise(self._in_vectors(base), weight)
         if factors is not None:
             w = msgspec.structs.replace(w, scaled=True)
         params = [self._param(f"{node.name}.weight", pack_weight(weight, w))]
@@ -278,7 +286,7 @@ class _Planner:
         shuffled = (
             any(k.startswith("shuffle") for k in around) and node.name not in self.graph.outputs
         )
-        if self.target.gpu is not None:
+        if self.target.gpu is not None or self.layout:
             return block
         return min(block, _INTERLEAVED) if shuffled and one_image else block
 
@@ -352,7 +360,7 @@ def make_plan(
         threads: how many the network will run on.
         returned: values that the plan returns in place of the graph's outputs, to look inside;
             they change no choice. Each is an input, an output or a kernel's.
-        layout: one of `LAYOUTS` for a GPU, "" for its default and for CPUs.
+        layout: one of `layouts(target, dtype)`, or "" for the default.
         dtype: of activations between kernels and of weights; the boundary stays float32.
 
     Raises:

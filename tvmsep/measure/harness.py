@@ -73,7 +73,12 @@ def _produce(shape: Sequence[str], split: str, threads: int) -> list[str]:
     """Body of the parallel loop over `t` that copies `src` to `a0`, both of `shape`."""
     if len(shape) == 4:
         n, blocks, pixels, lanes = shape
-        at, inner = "{i}, {c}, {p}, v", f"for v in T.vectorized({lanes}):"
+        vector = max(d for d in range(1, LINE + 1) if int(lanes) % d == 0)
+        run = int(lanes) // vector  # vectors of a block, each of which is copied for itself
+        at, inner = "{i}, {c}, {p}, v", f"for v in T.vectorized({vector}):"
+        if run > 1:
+            blocks = f"({blocks} * {run})"
+            at = f"{{i}}, ({{c}}) // {run}, {{p}}, ({{c}}) % {run} * {vector} + v"
     elif len(shape) == 3:
         n, blocks, pixels = shape
         at, inner = "{i}, {c}, {p}", ""

@@ -16,7 +16,7 @@ from tvmsep.codegen import example_inputs, reference, relative_error
 from tvmsep.codegen.reference import Array, input_shapes, unblock
 from tvmsep.compiler import stamps_dtype
 from tvmsep.contracts import Target, Task, Workload
-from tvmsep.contracts.workload import TOLERANCE
+from tvmsep.contracts.workload import tolerance
 from tvmsep.measure import harness
 from tvmsep.measure.results import Failed, Measured
 
@@ -59,7 +59,7 @@ class TaskTensors:
         self, task: Task, target: Target, device: Any, host: Any, sweep: Any, seed: int
     ) -> None:
         w = task.workload
-        self._channels, self._limit = w.oc, TOLERANCE[w.dtype]
+        self._channels, self._limit = w.oc, tolerance(w.dtype, target)
         inputs = example_inputs(w, seed)
         # fp32: some 1e-6 off, far below the tolerance, and several times sooner there.
         self._want = want = reference(w, inputs, "float32")
