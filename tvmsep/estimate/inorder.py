@@ -9,6 +9,7 @@ are under way. LLVM's tables know nothing of which instructions a cycle has room
   to 64 bits takes one.
 - Two exceptions: a vector load of up to 64 bits and the insertion of an integer register into a
   vector share a cycle, and so do anything integer, loads included, and anything of a vector.
+- No two of a cycle write one register.
 - Each waits for its operands, with LLVM's latencies, and for an accumulator where it is added to.
 
 The second and third are those that people found who write kernels for it: ncnn's notes
@@ -37,7 +38,7 @@ class _Step(NamedTuple):
     cycles: int
     """That it keeps others out for."""
     shares: str
-    """`half` loads and insertions share a cycle, nothing else of vectors does."""
+    """`load` of up to 64 bits or `insertion`: these two share a cycle, nothing else of vectors."""
     adds: bool
     """To an accumulator, which it writes."""
 
@@ -82,6 +83,8 @@ def in_order_cycles(code: Sequence[str], latencies: Sequence[int], fma_latency: 
 
 def _collide(a: _Step, b: _Step) -> bool:
     """Whether two instructions cannot issue in one cycle."""
+    if set(a.written) & set(b.written):
+        return True
     return a.vector and b.vector and {a.shares, b.shares} != {"load", "insertion"}
 
 
