@@ -31,9 +31,11 @@ from tvmsep.tuner.fusion import choose_plan
 TARGETS = ("jetson-nano", "t4", "a100", "rtx-30", "jetson-orin", "rtx-40", "h100")
 
 
-def resources(model: str, name: str) -> tuple[str, dict[str, KernelResources]]:
+def resources(
+    model: str, name: str, dtype: str = "float32", layout: str = "nchw4c"
+) -> tuple[str, dict[str, KernelResources]]:
     """The architecture of a target, and what each device kernel of a model uses, by its label."""
-    prepared = prepare(model, target=name, threads=[1])
+    prepared = prepare(model, target=name, threads=[1], dtype=dtype, layout=layout)
     target = prepared.target
     if target.gpu is None:
         raise InputError(f"--targets: {name} is a CPU")

@@ -216,6 +216,7 @@ class _Walk:
         unrolled = int(s.kind) == 3
         loop = _Loop(hash(s.loop_var), int(s.extent), unrolled)
         before, had, waited = len(self.found), self.kernel.rounds, self.kernel.waits
+        computed = self.kernel.fmas
         inner = (*loops, loop)
         self.statement(s.body, inner)
         if unrolled:
@@ -228,7 +229,9 @@ class _Walk:
             # What copies inside it are the parts of one round, which wait together.
             self.kernel.rounds = self.kernel.rounds if self.kernel.rounds > had else had + outer
         elif ("global", False) in scope and self.kernel.waits == waited:
-            self.kernel.waits += outer
+            copies = all(self._scope(b) == "local" for b, _, stored, _, _ in inside if stored)
+            if self.kernel.fmas > computed or loop.extent > _SHORT or not copies:
+                self.kernel.waits += outer  # else the compiler unrolls it: all loads at once
 
     def _scope(self, buffer: Any) -> str:
         scope = self.scopes.get(buffer.name, "global")
@@ -251,6 +254,10 @@ class _Walk:
         self.kernel.fragments |= called(expr) == "tvm_mma_sync"
         if arithmetic:
             self.kernel.fmas += times * _operations(expr)
+            for cast, load in _widened(expr):  # the compiler keeps what it has widened
+                used = variables(load.indices[-1])
+                again = [x.extent for x in loops if not x.unrolled or x.var in used]
+                self.kernel.fmas += math.prod(again) * _width(_dtype(cast))
         self._note(expr, loops)
 
     def _note(self, expr: Any, loops: tuple[_Loop, ...]) -> None:
@@ -323,9 +330,22 @@ def _loads(expr: Any) -> Iterator[Any]:
         yield from _loads(child)
 
 
+def _widened(expr: Any) -> Iterator[tuple[Any, Any]]:
+    """Casts between float types of what is loaded, with the load."""
+    if kind_of(expr) == "Cast" and "float" in _dtype(expr) and kind_of(expr.value) == "TensorLoad":
+        yield expr, expr.value
+    for child in children(expr):
+        yield from _widened(child)
+
+
 def _operations(expr: Any) -> float:
-    """Instructions of float arithmetic: vectors lane by lane, half precision two lanes at once."""
+    """Instructions of float arithmetic: vectors lane by lane, half precision two lanes at once.
+
+    Casts of what is loaded are left to `_widened`.
+    """
     kind, dtype = kind_of(expr), _dtype(expr)
+    if kind == "Cast" and kind_of(expr.value) == "TensorLoad":
+        return 0.0
     count = 0.0
     if kind in ("Add", "Sub", "Mul", "Div", "Min", "Max", "Cast", "Call") and "float" in dtype:
         cost = 0.5 if "float16" in dtype and kind != "Cast" else 1.0
