@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import random
+import re
 from typing import Any
 
 import pytest
 from cuda_kit import build, device, errors, target
 
+from tvmsep import emulator
 from tvmsep.codegen import cuda, kernel
 from tvmsep.contracts import Config, Workload
 from tvmsep.schedules import CUDA, template_for
@@ -72,6 +74,31 @@ def test_copies_are_asynchronous_and_right(device: Any) -> None:
         func = tvm.IRModule({"main": kernel(w, t, name, c)})
         module = tvm.tirx.build(func, tvm.target.Target(t.tvm_dict()))
     assert "cp.async.cg.shared.global" in module.imports[0].inspect_source()
+
+
+def test_each_wait_for_a_copy_is_needed(device: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Without one, what the second round reads is still on its way: old data, but for the check."""
+    w = pointwise(7, 96, 40)
+    c = Config(
+        tile_p=1, tile_oc=1, threads_p=16, threads_oc=4, split_k=1, step_k=4, pipeline="async"
+    )
+    assert c in CUDA["cuda_pointwise"].space(w, target(), 1)
+    case, compiled = (w, "cuda_pointwise", c), emulator.compile_source
+    wait = re.compile(r"[^\n]*cp\.async\.wait_group \d+;[^\n]*\n")
+    found = 0
+
+    def without(text: str) -> bytes:
+        nonlocal found
+        waits = list(wait.finditer(text))
+        found = len(waits)
+        start, end = waits[planted].span()
+        return compiled(text[:start] + text[end:])
+
+    monkeypatch.setattr(emulator, "compile_source", without)
+    for planted in range(2):  # in the loop, and behind it
+        with pytest.raises(AssertionError, match="an asynchronous copy is under way"):
+            errors(build([case], target()), [case], device)
+    assert found == 2
 
 
 def test_old_devices_have_no_asynchronous_copies() -> None:
