@@ -2,6 +2,7 @@
 
     python benchmarks/cuda_resources.py mobilenet_v1
     python benchmarks/cuda_resources.py mobilenet_v1 --write docs/cuda.md
+    python benchmarks/cuda_resources.py mobilenet_v2 --dtype float16 --layout nhwc --targets t4
 
 Compiles the network for each target by NVRTC and reads the cubins; needs no GPU and measures
 nothing. With --write the table replaces what stands between the file's comments
@@ -25,6 +26,7 @@ from tvmsep.codegen.imports import cuda_modules, imports_of
 from tvmsep.compiler import compile_library, emit, lower
 from tvmsep.compiler.emit import WORKLOAD
 from tvmsep.contracts import Config, InputError, TvmsepError, Workload
+from tvmsep.graph import LAYOUTS
 from tvmsep.schedules import TEMPLATES
 from tvmsep.tuner.fusion import choose_plan
 
@@ -109,6 +111,8 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
     parser.add_argument("model")
     parser.add_argument("--targets", default=",".join(TARGETS))
+    parser.add_argument("--dtype", default="float32", choices=("float32", "float16"))
+    parser.add_argument("--layout", default="nchw4c", choices=LAYOUTS)
     parser.add_argument("--write", type=Path, help="a document to put the table into")
     args = parser.parse_args()
     try:
@@ -117,7 +121,7 @@ def main() -> int:
         columns = {}
         for name in args.targets.split(","):
             print(f"compiling for {name}", file=sys.stderr, flush=True)
-            arch, found = resources(args.model, name)
+            arch, found = resources(args.model, name, args.dtype, args.layout)
             columns[arch] = found
         lines = table(args.model, columns)
         if args.write:

@@ -56,6 +56,8 @@ def need(g: Product, t: Tiling, w: Workload) -> Need:
     lane_a = 1 if g.along == "p" else g.vector_k
     lane_b = 1 if g.vector_c > 1 else g.vector_k
     fragments = (pixels * lane_a + channels * lane_b) // share
+    if share > 1:  # halves are widened before they are multiplied
+        fragments += pixels + channels
     vector = max(g.vector_c, g.vector_p) * (2 if "add" in w.epilogue else 1)
     block_p, block_c = pixels * t.threads_p, channels * t.threads_oc
     step = t.step_k * t.split_k * g.vector_k
@@ -241,7 +243,7 @@ def predicted_seconds(g: Product, w: Workload, gpu: Gpu, t: Tiling) -> float:
     others = warps * (2 * (others + stores) + 3 * turns)
 
     read = fetched_bytes(g, w, t)
-    once = w.bytes_moved * size / 4
+    once = w.bytes_moved
     written = size * g.batch * g.channels * g.pixels
     staged = t.pipeline != "none"
     counts = Counts(
