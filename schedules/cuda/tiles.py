@@ -164,6 +164,14 @@ def _spare(gpu: Gpu, n: Need) -> int:
     return min(gpu.registers_per_thread, gpu.registers_per_block // (warps * gpu.warp)) - n.registers
 
 
+def candidates(g: Product, w: Workload, t: Target) -> list[Config]:
+    """What a default is chosen from: tilings whose time is known and whose registers will do."""
+    gpu = gpu_of(t)
+    known = [c for c in product_space(g, w, t).configs() if c["pipeline"] != "async"]
+    roomy = [c for c in known if _spare(gpu, need(g, Tiling.of(c), w)) >= _UNSURE_REGISTERS]
+    return roomy or known
+
+
 @lru_cache(maxsize=1024)
 def default_config(g: Product, w: Workload, t: Target) -> Config:
     """The tiling of least predicted time; of equals the one that needs the fewest registers.
@@ -173,9 +181,7 @@ def default_config(g: Product, w: Workload, t: Target) -> Config:
     least among those that are nearly as quick.
     """
     gpu = gpu_of(t)
-    known = [c for c in product_space(g, w, t).configs() if c["pipeline"] != "async"]
-    roomy = [c for c in known if _spare(gpu, need(g, Tiling.of(c), w)) >= _UNSURE_REGISTERS]
-    times = {c: predicted_seconds(g, w, gpu, Tiling.of(c)) for c in roomy or known}
+    times = {c: predicted_seconds(g, w, gpu, Tiling.of(c)) for c in candidates(g, w, t)}
     limit = min(times.values()) * (_NEARLY if g.tap_reads else 1)
 
     def rank(c: Config) -> tuple[float, ...]:
