@@ -32,6 +32,9 @@ _TAP_REGISTERS = 208
 """Estimate beyond which compilers spill where taps of several pixels are under way."""
 _UNSURE_REGISTERS = 20
 """How far compilers were seen to need more than the estimate, of kernels with little room."""
+_COPIES = 16
+"""Turns of a thread at copying a step through registers up to which compilers write them out; an
+array that a loop walks is no register."""
 _MAX_THREADS = 256
 _WASTE = 1.34
 """Multiply-adds computed over those needed; more only for the smallest blocks."""
@@ -150,6 +153,8 @@ def _valid(g: Product, w: Workload, gpu: Gpu, c: Mapping[str, Any]) -> bool:
         return False
     if rounds == 1 and t.pipeline != "none":
         return False
+    if t.pipeline == "registers" and max(_copies(g, w, t)) > _COPIES:
+        return False
     if t.pipeline == "async" and rounds * t.step_k * t.split_k != g.steps:
         return False
     n = need(g, t, w)
@@ -205,6 +210,15 @@ def fetched_bytes(g: Product, w: Workload, t: Tiling) -> float:
     return element_bytes(g.dtype) * batch * depth * (along * pixels + across * g.channels)
 
 
+def _copies(g: Product, w: Workload, t: Tiling) -> tuple[float, float]:
+    """Vectors of each operand that a thread copies to shared memory for one step."""
+    step = t.step_k * t.split_k * g.vector_k / t.threads
+    wide_a = {"p": g.vector_p, "k": g.vector_k}.get(g.along, 1)
+    wide_b = g.vector_c if g.vector_c > 1 else g.vector_k if w.out_block == 1 else 1
+    pixels, channels = t.tile_p * t.threads_p * g.vector_p, t.tile_oc * t.threads_oc * g.vector_c
+    return pixels * step / wide_a, channels * step / wide_b
+
+
 def predicted_seconds(g: Product, w: Workload, gpu: Gpu, t: Tiling) -> float:
     """Of the kernel of a tiling that fits, by the model of `limits.py`."""
     size, n = element_bytes(g.dtype), need(g, t, w)
@@ -221,9 +235,7 @@ def predicted_seconds(g: Product, w: Workload, gpu: Gpu, t: Tiling) -> float:
     wide_b = g.vector_c if g.vector_c > 1 else g.vector_k
     loads_a, loads_b = near * pixels / wide_a, near * channels / wide_b
     # Copies to shared memory, and sums of groups of threads through it.
-    copied_a = block_p * depth / n.threads / {"p": g.vector_p, "k": g.vector_k}.get(g.along, 1)
-    vector_b = g.vector_c if g.vector_c > 1 else g.vector_k if w.out_block == 1 else 1
-    copied_b = block_c * depth / n.threads / vector_b
+    copied = turns * sum(_copies(g, w, t))
     moved = (block_p + block_c) * depth * size / L1_BYTES_PER_CLOCK
     runs = _run_factor(g, t, w, step)
     wavefronts = loads_a * _bank_turns(t.threads_p, n.threads, wide_a * size)
@@ -231,7 +243,7 @@ def predicted_seconds(g: Product, w: Workload, gpu: Gpu, t: Tiling) -> float:
     wavefronts += moved + (block_p * runs[0] + block_c * runs[1]) * depth * size / (
         L1_BYTES_PER_CLOCK
     )
-    others = loads_a + loads_b + 2 * (copied_a + copied_b)
+    others = loads_a + loads_b + 2 * copied
     fmas = sums * near + 3 * outputs
     if size < 4:  # each value of a fragment is widened once
         fmas += near * (pixels + channels)
