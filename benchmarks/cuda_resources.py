@@ -5,8 +5,8 @@
     python benchmarks/cuda_resources.py mobilenet_v2 --dtype float16 --layout nhwc --targets t4
 
 Builds a bundle for each target, or takes MODEL-TARGET.tvmsep from a folder (--bundles), and reads
-the cubins; needs no GPU and measures nothing. With --write the table replaces what stands between the file's comments
-`<!-- MODEL -->` and `<!-- /MODEL -->`. The exit status is 1 if a kernel spills.
+the cubins; needs no GPU and measures nothing. With --write the table replaces what stands between
+the file's comments `<!-- MODEL -->` and `<!-- /MODEL -->`. The exit status is 1 if a kernel spills.
 """
 
 from __future__ import annotations

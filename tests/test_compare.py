@@ -360,7 +360,11 @@ def test_a_gpus_kernel_is_shown_as_cuda_c(folder: Path) -> None:
         assert f"{used['registers']} registers, 0 B spilled" in side["summary"]
     assert found["a"]["hot"] != found["b"]["hot"]
     refused(
-        "diff", "default", "pointwise", *words[3:], cwd=folder,
+        "diff",
+        "default",
+        "pointwise",
+        *words[3:],
+        cwd=folder,
         says=["template pointwise is for CPUs, and jetson-orin is none: cuda_pointwise computes"],
     )
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import random
 import re
+from functools import partial
 from typing import Any
 
 import pytest
@@ -88,15 +89,15 @@ def test_each_wait_for_a_copy_is_needed(device: Any, monkeypatch: pytest.MonkeyP
     wait = re.compile(r"[^\n]*cp\.async\.wait_group \d+;[^\n]*\n")
     found = 0
 
-    def without(text: str) -> bytes:
+    def without(planted: int, text: str) -> bytes:
         nonlocal found
         waits = list(wait.finditer(text))
         found = len(waits)
         start, end = waits[planted].span()
         return compiled(text[:start] + text[end:])
 
-    monkeypatch.setattr(emulator, "compile_source", without)
     for planted in range(2):  # in the loop, and behind it
+        monkeypatch.setattr(emulator, "compile_source", partial(without, planted))
         with pytest.raises(AssertionError, match="an asynchronous copy is under way"):
             errors(build([case], target()), [case], device)
     assert found == 2

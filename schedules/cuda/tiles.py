@@ -166,7 +166,9 @@ def _valid(g: Product, w: Workload, gpu: Gpu, c: Mapping[str, Any]) -> bool:
 def _spare(gpu: Gpu, n: Need) -> int:
     """Registers that a thread could have beyond the estimate; a block gets them in four warps."""
     warps = -(-n.threads // gpu.warp // 4) * 4
-    return min(gpu.registers_per_thread, gpu.registers_per_block // (warps * gpu.warp)) - n.registers
+    return (
+        min(gpu.registers_per_thread, gpu.registers_per_block // (warps * gpu.warp)) - n.registers
+    )
 
 
 def candidates(g: Product, w: Workload, t: Target) -> list[Config]:

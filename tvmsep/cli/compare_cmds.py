@@ -269,6 +269,4 @@ def diff(
     print(f"{found.task}, {counted('thread', found.threads)}, target {found.target}")
     print_sides(f"A: {found.a.config}", found.a.loops, f"B: {found.b.config}", found.b.loops)
     print()
-    print_sides(
-        f"A: {found.a.summary}", found.a.hot, f"B: {found.b.summary}", found.b.hot
-    )
+    print_sides(f"A: {found.a.summary}", found.a.hot, f"B: {found.b.summary}", found.b.hot)

@@ -22,7 +22,8 @@ def stand_in() -> Path:
     and what goes wrong on it is in `native/driver.c`.
 
     Raises:
-        EmulatorError: they cannot be compiled or kept, or a variable of the emulator holds nonsense.
+        EmulatorError: they cannot be compiled or kept, or one of the emulator's variables holds
+            nonsense.
         LinkError: there is no compiler.
     """
     check_environment()

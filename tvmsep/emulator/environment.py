@@ -34,7 +34,9 @@ def check_environment(environment: Mapping[str, str] = os.environ) -> None:
         if not name.startswith(_PREFIX) or not value:
             continue
         if name not in _TAKES:
-            raise EmulatorError(f"{name} is no variable of the emulator: it has {', '.join(_TAKES)}")
+            raise EmulatorError(
+                f"{name} is no variable of the emulator: it has {', '.join(_TAKES)}"
+            )
         pattern, takes = _TAKES[name]
         if not re.fullmatch(pattern, value):
             raise EmulatorError(f"{name} is {value!r}: give {takes}, or leave it out")
