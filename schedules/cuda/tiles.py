@@ -205,7 +205,7 @@ def fetched_bytes(g: Product, w: Workload, t: Tiling) -> float:
     span = min(t.tile_p * t.threads_p, g.columns) * g.vector_p
     depth = t.rounds(g) * t.step_k * g.vector_k * t.split_k
     # Under the taps of a run of pixels lie its own and those of `kh - 1` rows around it.
-    pixels, taps = g.pixels, w.kh * w.kw
+    pixels, taps = float(g.pixels), w.kh * w.kw
     if taps > 1:
         each = w.sh * w.sw + (w.kh - 1) * min(span * w.sw, w.iw) / span
         pixels *= each / (1 if g.tap_reads else taps)  # a convolution's depth counts each tap

@@ -241,6 +241,9 @@ class _Walk:
         index = s.indices[-1]
         self.found.append((s.buffer, index, True, loops, tuple(self.conditions)))
         self._value(s.value, loops)
+        if kind_of(s.value) == "TensorLoad" and self._scope(s.buffer) == "local":
+            if "float16" in _dtype(s.buffer):  # widened when it comes, and kept so
+                self.kernel.fmas += math.prod(x.extent for x in loops) * lanes(index)
         reads = {load.source.name for load in _loads(s.value)}
         if self._scope(s.buffer) == "local" and s.buffer.name in reads:
             unrolled = [x for x in loops if x.unrolled and x.var in variables(index)]
@@ -254,10 +257,8 @@ class _Walk:
         self.kernel.fragments |= called(expr) == "tvm_mma_sync"
         if arithmetic:
             self.kernel.fmas += times * _operations(expr)
-            for cast, load in _widened(expr):  # the compiler keeps what it has widened
-                used = variables(load.indices[-1])
-                again = [x.extent for x in loops if not x.unrolled or x.var in used]
-                self.kernel.fmas += math.prod(again) * _width(_dtype(cast))
+            widened = (c for c, load in _widened(expr) if self._scope(load.source) != "local")
+            self.kernel.fmas += times * sum(_width(_dtype(c)) for c in widened)
         self._note(expr, loops)
 
     def _note(self, expr: Any, loops: tuple[_Loop, ...]) -> None:
@@ -341,7 +342,7 @@ def _widened(expr: Any) -> Iterator[tuple[Any, Any]]:
 def _operations(expr: Any) -> float:
     """Instructions of float arithmetic: vectors lane by lane, half precision two lanes at once.
 
-    Casts of what is loaded are left to `_widened`.
+    Casts of what is loaded are not counted here: a thread's own halves are widened once.
     """
     kind, dtype = kind_of(expr), _dtype(expr)
     if kind == "Cast" and kind_of(expr.value) == "TensorLoad":
