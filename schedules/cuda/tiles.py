@@ -255,7 +255,10 @@ def predicted_seconds(g: Product, w: Workload, gpu: Gpu, t: Tiling) -> float:
         wavefronts += block_p * depth * g.tap_reads * size * 1.25 / L1_BYTES_PER_CLOCK
         others += (2 * g.tap_reads - 1) * taken / (g.vector_k if g.along == "k" else 1)
     if t.split_k > 1:
-        wavefronts += 4 * (t.split_k + 1) * block_p * block_c / L1_BYTES_PER_CLOCK
+        # Halves are made one by one: neighbours' parts lie a vector apart, in the same banks.
+        apart = max(g.vector_c, g.vector_p) if size < 4 else 1
+        parts = t.split_k * block_p * block_c
+        wavefronts += 4 * parts * (1 + apart) / L1_BYTES_PER_CLOCK
         others += 2 * sums / max(g.vector_c, g.vector_p)
     residual = "add" in w.epilogue
     stores = outputs / max(g.vector_c, g.vector_p) * (2 if residual else 1)

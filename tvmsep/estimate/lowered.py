@@ -176,6 +176,10 @@ class _Walk:
         default_factory=list
     )
     """Buffer, index, whether stored, loops around, conditions around."""
+    copied: dict[str, int] = field(default_factory=dict)
+    """Values that a thread copies into each buffer of its own."""
+    widened: set[str] = field(default_factory=set)
+    """Those of them whose values are used in another type: cast once, when they come."""
 
     def statement(self, s: Any, loops: tuple[_Loop, ...]) -> None:
         kind = kind_of(s)
@@ -242,8 +246,8 @@ class _Walk:
         self.found.append((s.buffer, index, True, loops, tuple(self.conditions)))
         self._value(s.value, loops)
         if kind_of(s.value) == "TensorLoad" and self._scope(s.buffer) == "local":
-            if "float16" in _dtype(s.buffer):  # widened when it comes, and kept so
-                self.kernel.fmas += math.prod(x.extent for x in loops) * lanes(index)
+            count = math.prod(x.extent for x in loops) * lanes(index)
+            self.copied[str(s.buffer.name)] = self.copied.get(str(s.buffer.name), 0) + count
         reads = {load.source.name for load in _loads(s.value)}
         if self._scope(s.buffer) == "local" and s.buffer.name in reads:
             unrolled = [x for x in loops if x.unrolled and x.var in variables(index)]
@@ -257,8 +261,11 @@ class _Walk:
         self.kernel.fragments |= called(expr) == "tvm_mma_sync"
         if arithmetic:
             self.kernel.fmas += times * _operations(expr)
-            widened = (c for c, load in _widened(expr) if self._scope(load.source) != "local")
-            self.kernel.fmas += times * sum(_width(_dtype(c)) for c in widened)
+            for cast, load in _widened(expr):
+                if self._scope(load.source) == "local":
+                    self.widened.add(str(load.source.name))
+                else:
+                    self.kernel.fmas += times * _width(_dtype(cast))
         self._note(expr, loops)
 
     def _note(self, expr: Any, loops: tuple[_Loop, ...]) -> None:
@@ -279,6 +286,7 @@ class _Walk:
     def finish(self) -> None:
         """Count what the accesses cost, now that all threads are known."""
         k = self.kernel
+        k.fmas += sum(self.copied.get(name, 0) for name in self.widened)
         extents = {axis: n for axis, (_, n) in self.threads.items()}
         k.blocks = math.prod(n for axis, n in extents.items() if axis.startswith("block"))
         k.threads = math.prod(n for axis, n in extents.items() if axis.startswith("thread"))
