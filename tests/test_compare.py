@@ -348,7 +348,7 @@ def test_diff_shows_loops_and_the_hot_loop(folder: Path) -> None:
 
 
 def test_a_gpus_kernel_is_shown_as_cuda_c(folder: Path) -> None:
-    words = ("diff", "default", "tile_p=1", "--model", MODEL, "--task", "pointwise 4x4 32>64",
+    words = ("diff", "default", "tile_oc=4", "--model", MODEL, "--task", "pointwise 4x4 32>64",
              "--target", "jetson-orin")  # fmt: skip
     found = json.loads(tvmsep(*words, "--json", cwd=folder).stdout)
     for side in (found["a"], found["b"]):

@@ -1,8 +1,8 @@
 """Which tilings of a product fit a CUDA device, and which promises most: arithmetic, no TVM.
 
 What a tiling does is counted here as its lowered kernel would do it; the time that it takes is that
-of `limits.py`, which `--board model` asks too. Left out are bank conflicts (the layouts in shared
-memory avoid most) and L1 that is too small for what a block reads again.
+of `limits.py`, which `--board model` asks too. Left out are most bank conflicts (the layouts in
+shared memory avoid them).
 """
 
 from __future__ import annotations
@@ -265,13 +265,20 @@ def predicted_seconds(g: Product, w: Workload, gpu: Gpu, t: Tiling) -> float:
     wavefronts += block_p * block_c * size * (2 if residual else 1) / L1_BYTES_PER_CLOCK
     others = warps * (2 * (others + stores) + 3 * turns)
 
+    resident = resident_blocks(gpu, n.threads, n.registers, n.shared)
     read = fetched_bytes(g, w, t)
+    if g.tap_reads:
+        # What the taps of a step share must wait in L1, beside the shared memory of all blocks.
+        taken, across = size * block_p * depth * g.tap_reads, blocks * size * block_c * depth
+        room, window = gpu.shared_per_sm / resident - n.shared, (read - across) / blocks / turns
+        if window > room:
+            read += max(0.0, blocks * taken - (read - across)) * (1 - max(0.0, room) / window)
     once = w.bytes_moved
     written = size * g.batch * g.channels * g.pixels
     staged = t.pipeline != "none"
     counts = Counts(
         blocks=blocks, threads=n.threads,
-        resident=resident_blocks(gpu, n.threads, n.registers, n.shared), shared=True,
+        resident=resident, shared=True,
         fmas=fmas, ilp=sums, others=others, wavefronts=wavefronts, l2_bytes=read + written,
         dram_bytes=once + repeated(gpu, read, once, once - written),
         rounds=0 if turns == 1 else turns - staged, waits=float(turns == 1), pipelined=staged,
