@@ -2,10 +2,11 @@
 
     python benchmarks/cuda_resources.py mobilenet_v1
     python benchmarks/cuda_resources.py mobilenet_v1 --write docs/cuda.md
+    python benchmarks/cuda_resources.py mobilenet_v2 --dtype float16 --layout nhwc --targets t4
 
-Compiles the network for each target by NVRTC and reads the cubins; needs no GPU and measures
-nothing. With --write the table replaces what stands between the file's comments
-`<!-- MODEL -->` and `<!-- /MODEL -->`. The exit status is 1 if a kernel spills.
+Builds a bundle for each target, or takes MODEL-TARGET.tvmsep from a folder (--bundles), and reads
+the cubins; needs no GPU and measures nothing. With --write the table replaces what stands between
+the file's comments `<!-- MODEL -->` and `<!-- /MODEL -->`. The exit status is 1 if a kernel spills.
 """
 
 from __future__ import annotations
@@ -14,49 +15,44 @@ import argparse
 import re
 import statistics
 import sys
+import tempfile
 from collections.abc import Sequence
 from pathlib import Path
 
 import msgspec
 
-from tvmsep.api import prepare
+from tvmsep.api import build
+from tvmsep.bundle import Package
 from tvmsep.codegen.cubin import KernelResources, kernel_resources
 from tvmsep.codegen.imports import cuda_modules, imports_of
-from tvmsep.compiler import compile_library, emit, lower
 from tvmsep.compiler.emit import WORKLOAD
-from tvmsep.contracts import Config, InputError, TvmsepError, Workload
-from tvmsep.schedules import TEMPLATES
-from tvmsep.tuner.fusion import choose_plan
+from tvmsep.contracts import InputError, TvmsepError, Workload
+from tvmsep.graph import LAYOUTS
+from tvmsep.profile import parse_relax
 
 TARGETS = ("jetson-nano", "t4", "a100", "rtx-30", "jetson-orin", "rtx-40", "h100")
 
 
-def resources(model: str, name: str) -> tuple[str, dict[str, KernelResources]]:
-    """The architecture of a target, and what each device kernel of a model uses, by its label."""
-    prepared = prepare(model, target=name, threads=[1])
-    target = prepared.target
-    if target.gpu is None:
-        raise InputError(f"--targets: {name} is a CPU")
-    (separate,) = prepared.plans.values()
-    plan, _ = choose_plan(separate, target, {})
-    configs: dict[Workload, tuple[str, Config]] = {}
-    for task in plan.tasks(target):
-        default = TEMPLATES[task.template].default(task.workload, target, task.threads)
-        configs[task.workload] = task.template, default
-    module = emit(plan, target, configs)
+def resources(path: Path) -> tuple[str, dict[str, KernelResources]]:
+    """The architecture of a bundle, and what each of its device kernels uses, by its label."""
+    with Package(path) as package:
+        gpu, variant = package.manifest.target.gpu, package.manifest.specialisations[0].variants[0]
+        if gpu is None:
+            raise InputError(f"{path} is for a CPU: give targets with a GPU")
+        module = parse_relax(package.read(variant.relax).decode(), path)
+        packed = imports_of(package.read(variant.library))
     labels = {}
     for var, func in module.functions.items():
         if WORKLOAD in (func.attrs or {}):
             workload = msgspec.json.decode(str(func.attrs[WORKLOAD]), type=Workload)
             labels[var.name_hint] = workload.label
-    packed = imports_of(compile_library(lower(module, target), target))
     found = {}
     for held in cuda_modules(packed) if packed else ():
-        for kernel in kernel_resources(held.code, target.gpu):
+        for kernel in kernel_resources(held.code, gpu):
             of, part = re.fullmatch(r"(.*)_kernel(_\d+)?", kernel.name).groups()  # type: ignore[union-attr]
             if of in labels:  # the others are the fallback's
                 found[labels[of] + (part or "").replace("_", ", kernel ")] = kernel
-    return target.gpu.arch, found
+    return gpu.arch, found
 
 
 def cell(kernel: KernelResources | None) -> str:
@@ -107,6 +103,9 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
     parser.add_argument("model")
     parser.add_argument("--targets", default=",".join(TARGETS))
+    parser.add_argument("--dtype", default="float32", choices=("float32", "float16"))
+    parser.add_argument("--layout", default="nchw4c", choices=LAYOUTS)
+    parser.add_argument("--bundles", type=Path, help="a folder with bundles that were built before")
     parser.add_argument("--write", type=Path, help="a document to put the table into")
     args = parser.parse_args()
     try:
@@ -114,8 +113,16 @@ def main() -> int:
             replaced(args.write.read_text(), args.model, [])
         columns = {}
         for name in args.targets.split(","):
-            print(f"compiling for {name}", file=sys.stderr, flush=True)
-            arch, found = resources(args.model, name)
+            file = f"{args.model.replace(':', '-')}-{name}.tvmsep"
+            with tempfile.TemporaryDirectory() as scratch:
+                bundle = (args.bundles or Path(scratch)) / file
+                if not args.bundles:
+                    print(f"building {file}", file=sys.stderr, flush=True)
+                    build(
+                        args.model, target=name, out=bundle, logs=(), dtype=args.dtype,
+                        layout=args.layout,
+                    )  # fmt: skip
+                arch, found = resources(bundle)
             columns[arch] = found
         lines = table(args.model, columns)
         if args.write:

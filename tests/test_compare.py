@@ -409,6 +409,28 @@ def test_diff_shows_loops_and_the_hot_loop(folder: Path) -> None:
     assert "multiply-adds" in text and " | " in text
 
 
+def test_a_gpus_kernel_is_shown_as_cuda_c(folder: Path) -> None:
+    words = ("diff", "default", "tile_oc=4", "--model", MODEL, "--task", "pointwise 4x4 32>64",
+             "--target", "jetson-orin")  # fmt: skip
+    found = json.loads(tvmsep(*words, "--json", cwd=folder).stdout)
+    for side in (found["a"], found["b"]):
+        used = side["resources"]
+        assert side["hot"][0].startswith('extern "C" __global__') and "__syncthreads();" in str(
+            side["hot"]
+        )
+        assert used["registers"] > 16 and used["spill_bytes"] == 0 < used["shared_bytes"]
+        assert f"{used['registers']} registers, 0 B spilled" in side["summary"]
+    assert found["a"]["hot"] != found["b"]["hot"]
+    refused(
+        "diff",
+        "default",
+        "pointwise",
+        *words[3:],
+        cwd=folder,
+        says=["template pointwise is for CPUs, and jetson-orin is none: cuda_pointwise computes"],
+    )
+
+
 def test_the_hot_loop_is_the_innermost_with_the_most_multiply_adds() -> None:
     text = """
     vxorps %ymm0, %ymm0, %ymm0

@@ -134,7 +134,9 @@ def test_asynchronous_copies_have_arrived_when_waited_for() -> None:
     x, y = floats(256), np.zeros(64, np.float32)
     run(source(ASYNC), x, y)
     np.testing.assert_array_equal(y, x[:-65:-1])
-    run(source(re.sub(".*wait_group.*", "", ASYNC)), x, y)
+    never = source(re.sub(".*wait_group.*", "", ASYNC))
+    assert "to which an asynchronous copy is under way" in refused("race", never, x, y)
+    run(never, x, y, check=False)
     assert np.isnan(y).all()
     refused("race", source(ASYNC.replace("__syncthreads();", "")), x, y)
     refused(
@@ -295,6 +297,28 @@ def test_each_barrier_of_a_product_is_needed(scope: str) -> None:
             with pytest.raises(LaunchError) as caught:
                 launch(code[:start] + code[end:], seed)
             assert caught.value.kind == "race"
+
+
+def test_variables_that_say_nonsense_are_refused() -> None:
+    emulator.check_environment(
+        {"TVMSEP_EMULATOR_ARCH": "sm_120", "TVMSEP_EMULATOR_SEED": "7", "TVMSEP_EMULATOR_CHECK": "",
+         "TVMSEP_EMULATOR_FAULT": "memory:1048576,launch:k_kernel,hang:*", "OTHER": "x"}
+    )  # fmt: skip
+    for name, value in (
+        ("ARCH", "foo"), ("ARCH", "87"), ("SEED", "x"), ("SEED", "-1"), ("FAULT", "bogus"),
+        ("FAULT", "memory:much"), ("FAULT", "launch:a,launch"), ("CHECK", "yes"), ("SPEED", "1"),
+    ):  # fmt: skip
+        with pytest.raises(EmulatorError, match=f"TVMSEP_EMULATOR_{name} is "):
+            emulator.check_environment({f"TVMSEP_EMULATOR_{name}": value})
+    done = subprocess.run(
+        [sys.executable, "-m", "tvmsep.cli", "targets"], capture_output=True, text=True, timeout=60,
+        env={**os.environ, "TVMSEP_EMULATOR_ARCH": "foo"},
+    )  # fmt: skip
+    assert done.returncode == 2 and not done.stdout
+    assert done.stderr == (
+        "error: TVMSEP_EMULATOR_ARCH is 'foo': give a compute capability, such as sm_87, or leave "
+        "it out\n"
+    )
 
 
 # --- as TVM's runtime sees it ---------------------------------------------------------------------

@@ -54,3 +54,17 @@ def test_savings_are_measured() -> None:
     for row in rows:
         assert row["standard_s"] > 0 and row["separable_s"] > 0
         assert row["theory"] == pytest.approx(row["block"]["standard"] / row["block"]["separable"])
+
+
+def test_savings_on_a_gpu_that_is_not_here_are_modelled() -> None:
+    command = [
+        sys.executable, "-m", "tvmsep.cli", "inspect", "mobilenet_v1:width=0.25,resolution=32",
+        "--savings", "--target", "t4", "--json",
+    ]  # fmt: skip
+    done = subprocess.run(command, capture_output=True, text=True, timeout=240)
+    assert done.returncode == 0, done.stderr
+    assert done.stderr.startswith("times are modelled, not measured: board local")
+    found = json.loads(done.stdout)
+    assert found["modelled"] and len(found["savings"]) >= 8
+    refused = subprocess.run([*command, "--budget", "5s"], capture_output=True, text=True)
+    assert refused.returncode == 2 and "no CUDA device" in refused.stderr

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import sys
 import warnings
 from typing import Any, TextIO
@@ -27,6 +28,10 @@ def main() -> None:
     usage_error: type[Exception] = typer.BadParameter.__mro__[1]
     try:
         _refuse_empty(sys.argv)
+        if any(name.startswith("TVMSEP_EMULATOR_") for name in os.environ):
+            from tvmsep.emulator import check_environment
+
+            check_environment()
         code = app(prog_name="tvmsep", standalone_mode=False)
     except usage_error as error:
         raise SystemExit(_mistake(error)) from None

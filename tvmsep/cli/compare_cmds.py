@@ -251,7 +251,7 @@ def diff(
     shape: BundleShape = None,
     as_json: AsJson = False,
 ) -> None:
-    """Show two configs of one kernel side by side: lowered loops, and the hot loop's assembly."""
+    """Show two configs of one kernel side by side: lowered loops, and assembly or CUDA C."""
     import msgspec
 
     from tvmsep import api
@@ -269,7 +269,4 @@ def diff(
     print(f"{found.task}, {counted('thread', found.threads)}, target {found.target}")
     print_sides(f"A: {found.a.config}", found.a.loops, f"B: {found.b.config}", found.b.loops)
     print()
-    print_sides(
-        f"A: hot loop, {found.a.summary}", found.a.hot, f"B: hot loop, {found.b.summary}",
-        found.b.hot,
-    )  # fmt: skip
+    print_sides(f"A: {found.a.summary}", found.a.hot, f"B: {found.b.summary}", found.b.hot)

@@ -11,7 +11,7 @@ from tvmsep.contracts import Config, InputError, Target, Task
 from tvmsep.contracts.words import counted
 from tvmsep.graph import Plan
 from tvmsep.logs import chosen_by, read_log
-from tvmsep.schedules import TEMPLATES
+from tvmsep.schedules import CUDA, TEMPLATES
 from tvmsep.tuner.state import task_key
 
 
@@ -87,6 +87,12 @@ def _choice(word: str, task: Task, target: Target) -> Choice:
         return Choice(word, word, task, own.default(w, target, task.threads))
     if word in TEMPLATES:
         template = TEMPLATES[word]
+        if (word in CUDA) != (target.gpu is not None):
+            kind = "CUDA devices" if word in CUDA else "CPUs"
+            raise InputError(
+                f"template {word} is for {kind}, and {target.name} is none: {own.name} computes "
+                f"{label} there"
+            )
         if not template.accepts(w, target):
             raise InputError(f"template {word} does not compute {label}; {own.name} does")
         other = Task(

@@ -1,4 +1,4 @@
-"""What a config becomes: its lowered loops, and the assembly of its hot loop."""
+"""What a config becomes: its lowered loops, and its hot loop's assembly or a GPU's CUDA C."""
 
 from __future__ import annotations
 
@@ -6,8 +6,12 @@ import re
 
 import msgspec
 
+from tvmsep.codegen.cubin import KernelResources
 from tvmsep.compare.kernels import Choice
-from tvmsep.contracts import InputError, Target
+from tvmsep.contracts import Gpu, InputError, Target
+
+_KERNEL = 'extern "C" __global__'
+"""Where the first kernel begins; before it stand TVM's own helpers."""
 
 
 class Side(msgspec.Struct, frozen=True, kw_only=True):
@@ -19,8 +23,11 @@ class Side(msgspec.Struct, frozen=True, kw_only=True):
     loops: tuple[str, ...]
     """Lines of the lowered loop nest."""
     hot: tuple[str, ...]
-    """Lines of assembly: the innermost loop with the most multiply-adds."""
+    """Lines of assembly: the innermost loop with the most multiply-adds; of CUDA C: the kernel."""
     summary: str
+    resources: KernelResources | None = None
+    """What a GPU's kernel uses, where it is machine code; of several, the one with the most
+    registers."""
 
 
 class Diff(msgspec.Struct, frozen=True, kw_only=True):
@@ -55,7 +62,7 @@ def side(choice: Choice, target: Target) -> Side:
 
     from tvmsep.codegen import kernel
     from tvmsep.codegen.assembly import hot_loop
-    from tvmsep.codegen.cuda import building
+    from tvmsep.codegen.cuda import building, device_code
 
     try:
         func = kernel(choice.task.workload, target, choice.template, choice.config)
@@ -64,11 +71,30 @@ def side(choice: Choice, target: Target) -> Side:
         loops = _loops(func)
     except Exception as error:  # TVM raises whatever it likes
         raise InputError(f"{choice.text}: TVM refuses this config: {error}") from error
-    hot = hot_loop(library.inspect_source("s").splitlines())
+    resources = None
+    if target.gpu is None:
+        hot = hot_loop(library.inspect_source("s").splitlines())
+        lines, summary = hot.lines, f"hot loop, {hot.summary}"
+    else:
+        source = library.imports[0].inspect_source()
+        used = device_code(source, target.gpu).resources
+        resources = max(used, key=lambda k: k.registers, default=None)
+        lines = tuple(source[source.index(_KERNEL) :].rstrip().splitlines())
+        summary = f"CUDA C, {_words(resources, target.gpu)}"
     return Side(
         name=choice.name, template=choice.template, config=choice.config.key,
-        loops=tuple(loops), hot=hot.lines, summary=hot.summary,
+        loops=tuple(loops), hot=lines, summary=summary, resources=resources,
     )  # fmt: skip
+
+
+def _words(k: KernelResources | None, gpu: Gpu) -> str:
+    """What a kernel uses, as `inspect --resources` says it."""
+    if k is None:
+        return "compiled for the emulator"
+    return (
+        f"{k.registers} registers, {k.spill_bytes} B spilled, {k.shared_bytes} B shared, "
+        f"occupancy {k.occupancy:.0%} on {gpu.arch}"
+    )
 
 
 def _loops(func: object) -> list[str]:

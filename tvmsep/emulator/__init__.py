@@ -5,8 +5,9 @@ for TVM's own CUDA runtime. The machine
 code is the CPU's, so nothing is learnt about speed.
 """
 
-from tvmsep.emulator.build import CHECK, compile_source
+from tvmsep.emulator.build import compile_source
 from tvmsep.emulator.driver import activate, reset, stand_in
+from tvmsep.emulator.environment import CHECK, check_environment
 from tvmsep.emulator.program import LaunchError, Program
 from tvmsep.emulator.source import EmulatorError, kernels
 
@@ -16,6 +17,7 @@ __all__ = [
     "LaunchError",
     "Program",
     "activate",
+    "check_environment",
     "compile_source",
     "kernels",
     "reset",

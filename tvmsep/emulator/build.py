@@ -14,10 +14,9 @@ from pathlib import Path
 import platformdirs
 
 from tvmsep.codegen.link import LinkError, zig
+from tvmsep.emulator.environment import CHECK, check_environment
 from tvmsep.emulator.source import EmulatorError, translate
 
-CHECK = "TVMSEP_EMULATOR_CHECK"
-"""Environment variable: 1 makes programs that check each access for bounds, alignment and races."""
 _HERE = Path(__file__).parent
 _TIMEOUT_S = 120
 _OPTIMISE = ("-O1", "-g0", "-fPIC", "-fno-strict-aliasing", "-ffp-contract=on")
@@ -47,9 +46,11 @@ def compile_source(source: str, check: bool | None = None) -> bytes:
         check: whether the library checks each access; the environment decides if it is None.
 
     Raises:
-        EmulatorError: what the compiler says against the source, or that it took too long.
+        EmulatorError: what the compiler says against the source, or that it took too long; or a
+            variable of the emulator holds nonsense.
         LinkError: there is no compiler.
     """
+    check_environment()
     wanted = checks_wanted() if check is None else check
     parts = [parts_object("runtime"), parts_object("check" if wanted else "nocheck")]
     with tempfile.TemporaryDirectory(prefix="tvmsep-emulator-") as name:

@@ -8,6 +8,7 @@ import sys
 from pathlib import Path
 
 from tvmsep.emulator.build import cached, link, native, parts_object
+from tvmsep.emulator.environment import check_environment
 from tvmsep.emulator.source import EmulatorError
 
 DRIVER, RUNTIME = "libcuda.so.1", "libcudart.so.13"
@@ -21,9 +22,11 @@ def stand_in() -> Path:
     and what goes wrong on it is in `native/driver.c`.
 
     Raises:
-        EmulatorError: they cannot be compiled or kept.
+        EmulatorError: they cannot be compiled or kept, or one of the emulator's variables holds
+            nonsense.
         LinkError: there is no compiler.
     """
+    check_environment()
     return cached("stand-in", _make)
 
 

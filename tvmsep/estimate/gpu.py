@@ -1,18 +1,6 @@
 """Seconds of a kernel on a GPU, by a model; nothing is run.
 
-A roofline with what separates schedules of one operator (Williams et al., CACM 2009; Volkov,
-"Understanding Latency Hiding on GPUs", 2016): each of several limits gives a time, the longest of
-them counts whole, the others in part, since they overlap imperfectly.
-
-- `dram`: bytes that must move once, and what L2 cannot keep of what is read again;
-- `l2`: what blocks read and write past L1;
-- `l1`: turns of the data path of L1 and shared memory, bank conflicts and stray sectors included;
-- `math`: arithmetic, at the rate that the threads on a multiprocessor can keep up;
-- `issue`: all instructions;
-- `latency`: how long one block waits for memory, times how often a multiprocessor begins anew.
-
-Work is dealt out in whole blocks: the multiprocessor with the most of them is the one that counts
-(waves and their tail). Rates that no target file states are constants below, with their source.
+What the lowered kernel does is counted here; what that takes is in `schedules/cuda/limits.py`.
 """
 
 from __future__ import annotations
@@ -25,24 +13,10 @@ import msgspec
 from tvmsep.contracts import Gpu, Target
 from tvmsep.estimate.lowered import SECTOR, Kernel, read_kernel
 from tvmsep.schedules.cuda.common import resident_blocks
+from tvmsep.schedules.cuda.limits import Counts, limit_seconds, repeated, total_seconds
 
 if TYPE_CHECKING:
     from tvm import tirx
-
-L2_BYTES_PER_CLOCK = 24.0
-"""That one multiprocessor gets from L2. Measured 20 to 40 on V100, T4, A100 (Jia et al.,
-arXiv:1804.06826 and 1903.07486)."""
-SCHEDULERS = 4
-"""Of a multiprocessor since Maxwell: each issues an instruction of one warp a clock."""
-MATH_LATENCY, SHARED_LATENCY, GLOBAL_LATENCY = 4, 30, 500
-"""Clocks from an instruction to the use of its result (Jia et al.); of global memory between L2
-(200 to 260) and DRAM (400 to 800)."""
-LOADS_AHEAD = 4
-"""Turns of a loop without barriers whose loads the compiler starts before it needs the first."""
-LAUNCH_S = 2e-6
-"""From one kernel's end to the next one's start in a stream, about; the same for every config."""
-OVERLAP = 0.15
-"""Share in which the limits that are not the longest add to the time."""
 
 
 class Unfit(Exception):
@@ -108,45 +82,21 @@ def kernel_seconds(k: Kernel, gpu: Gpu, registers: int | None = None) -> GpuTime
         )
     warps = -(-k.threads // gpu.warp)
     assigned = -(-k.blocks // gpu.sms)
-    together = min(resident, assigned)
-    clock = gpu.clock_ghz * 1e9
-
-    def seconds(clocks_a_block: float) -> float:
-        return assigned * clocks_a_block / clock
-
-    # The warps that keep the units busy: one a scheduler, and more for what each has to wait for.
-    waiting = SHARED_LATENCY if k.shared else MATH_LATENCY
-    at_once = min(1.0, together * warps / (SCHEDULERS * (1 + waiting / max(1, k.ilp))))
-    fp32_lanes = gpu.fp32_flops / (2 * gpu.sms * clock)
     spilled = max(0, used - gpu.registers_per_thread)
     moves = [a for a in k.accesses if a.warps]
-    instructions = warps * (k.fmas + 3 * k.turns + 2 * spilled) + sum(
-        2 * a.times * a.warps for a in moves
-    )
-    wavefronts = sum(a.times * a.wavefronts for a in moves) + 2 * warps * spilled
     l2_bytes, dram = _traffic(k, gpu, resident)
-    computing = k.fmas / max(1, k.ilp) * MATH_LATENCY
-    a_round = GLOBAL_LATENCY + 2 * SHARED_LATENCY
-    rounds = k.rounds * a_round + computing
-    if k.pipelined:
-        rounds = a_round + max(rounds - computing, computing)
-    chain = GLOBAL_LATENCY + rounds + k.waits * GLOBAL_LATENCY / LOADS_AHEAD
-    limits = {
-        "dram": dram / gpu.bandwidth,
-        "l2": max(
-            seconds(l2_bytes / k.blocks / L2_BYTES_PER_CLOCK),
-            l2_bytes / (gpu.sms * L2_BYTES_PER_CLOCK * clock),
-        ),
-        "l1": seconds(wavefronts),
-        "math": seconds(warps * gpu.warp * k.fmas / fp32_lanes / at_once),
-        "issue": seconds(instructions / SCHEDULERS / at_once),
-        "latency": max(1.0, assigned / resident) * chain / clock,
-    }
-    longest = max(limits.values())
+    counts = Counts(
+        blocks=k.blocks, threads=k.threads, resident=resident, shared=k.shared > 0,
+        fmas=k.fmas, ilp=k.ilp,
+        others=warps * (3 * k.turns + 2 * spilled) + sum(2 * a.times * a.warps for a in moves),
+        wavefronts=sum(a.times * a.wavefronts for a in moves) + 2 * warps * spilled,
+        l2_bytes=l2_bytes, dram_bytes=dram, rounds=k.rounds, waits=k.waits, pipelined=k.pipelined,
+    )  # fmt: skip
+    limits = limit_seconds(counts, gpu)
     return GpuTime(
-        seconds=LAUNCH_S + longest + OVERLAP * (sum(limits.values()) - longest),
+        seconds=total_seconds(limits),
         limits_s=limits, blocks=k.blocks, threads=k.threads, resident=resident,
-        occupancy=together * warps * gpu.warp / gpu.threads_per_sm,
+        occupancy=min(resident, assigned) * warps * gpu.warp / gpu.threads_per_sm,
         busy=k.blocks / (assigned * gpu.sms), registers=used, shared=k.shared,
         memory_bytes=math.ceil(dram), l2_bytes=math.ceil(l2_bytes),
     )  # fmt: skip
@@ -180,6 +130,5 @@ def _traffic(k: Kernel, gpu: Gpu, resident: int) -> tuple[float, float]:
     through = sum(past_l1.values()) * k.blocks
     stored *= k.blocks
     once = float(sum(k.sizes.values()))
-    kept = min(1.0, gpu.l2_bytes / once) if once else 1.0
-    again = max(0.0, through - sum(k.sizes.get(b, 0) for b in reads))
-    return through + stored, once + again * (1 - kept)
+    inputs = float(sum(k.sizes.get(b, 0) for b in reads))
+    return through + stored, once + repeated(gpu, through, once, inputs)

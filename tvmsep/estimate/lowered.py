@@ -176,6 +176,10 @@ class _Walk:
         default_factory=list
     )
     """Buffer, index, whether stored, loops around, conditions around."""
+    copied: dict[str, int] = field(default_factory=dict)
+    """Values that a thread copies into each buffer of its own."""
+    widened: set[str] = field(default_factory=set)
+    """Those of them whose values are used in another type: cast once, when they come."""
 
     def statement(self, s: Any, loops: tuple[_Loop, ...]) -> None:
         kind = kind_of(s)
@@ -216,6 +220,7 @@ class _Walk:
         unrolled = int(s.kind) == 3
         loop = _Loop(hash(s.loop_var), int(s.extent), unrolled)
         before, had, waited = len(self.found), self.kernel.rounds, self.kernel.waits
+        computed = self.kernel.fmas
         inner = (*loops, loop)
         self.statement(s.body, inner)
         if unrolled:
@@ -228,7 +233,9 @@ class _Walk:
             # What copies inside it are the parts of one round, which wait together.
             self.kernel.rounds = self.kernel.rounds if self.kernel.rounds > had else had + outer
         elif ("global", False) in scope and self.kernel.waits == waited:
-            self.kernel.waits += outer
+            copies = all(self._scope(b) == "local" for b, _, stored, _, _ in inside if stored)
+            if self.kernel.fmas > computed or loop.extent > _SHORT or not copies:
+                self.kernel.waits += outer  # else the compiler unrolls it: all loads at once
 
     def _scope(self, buffer: Any) -> str:
         scope = self.scopes.get(buffer.name, "global")
@@ -238,6 +245,9 @@ class _Walk:
         index = s.indices[-1]
         self.found.append((s.buffer, index, True, loops, tuple(self.conditions)))
         self._value(s.value, loops)
+        if kind_of(s.value) == "TensorLoad" and self._scope(s.buffer) == "local":
+            count = math.prod(x.extent for x in loops) * lanes(index)
+            self.copied[str(s.buffer.name)] = self.copied.get(str(s.buffer.name), 0) + count
         reads = {load.source.name for load in _loads(s.value)}
         if self._scope(s.buffer) == "local" and s.buffer.name in reads:
             unrolled = [x for x in loops if x.unrolled and x.var in variables(index)]
@@ -251,6 +261,11 @@ class _Walk:
         self.kernel.fragments |= called(expr) == "tvm_mma_sync"
         if arithmetic:
             self.kernel.fmas += times * _operations(expr)
+            for cast, load in _widened(expr):
+                if self._scope(load.source) == "local":
+                    self.widened.add(str(load.source.name))
+                else:
+                    self.kernel.fmas += times * _width(_dtype(cast))
         self._note(expr, loops)
 
     def _note(self, expr: Any, loops: tuple[_Loop, ...]) -> None:
@@ -271,6 +286,7 @@ class _Walk:
     def finish(self) -> None:
         """Count what the accesses cost, now that all threads are known."""
         k = self.kernel
+        k.fmas += sum(self.copied.get(name, 0) for name in self.widened)
         extents = {axis: n for axis, (_, n) in self.threads.items()}
         k.blocks = math.prod(n for axis, n in extents.items() if axis.startswith("block"))
         k.threads = math.prod(n for axis, n in extents.items() if axis.startswith("thread"))
@@ -323,9 +339,22 @@ def _loads(expr: Any) -> Iterator[Any]:
         yield from _loads(child)
 
 
+def _widened(expr: Any) -> Iterator[tuple[Any, Any]]:
+    """Casts between float types of what is loaded, with the load."""
+    if kind_of(expr) == "Cast" and "float" in _dtype(expr) and kind_of(expr.value) == "TensorLoad":
+        yield expr, expr.value
+    for child in children(expr):
+        yield from _widened(child)
+
+
 def _operations(expr: Any) -> float:
-    """Instructions of float arithmetic: vectors lane by lane, half precision two lanes at once."""
+    """Instructions of float arithmetic: vectors lane by lane, half precision two lanes at once.
+
+    Casts of what is loaded are not counted here: a thread's own halves are widened once.
+    """
     kind, dtype = kind_of(expr), _dtype(expr)
+    if kind == "Cast" and kind_of(expr.value) == "TensorLoad":
+        return 0.0
     count = 0.0
     if kind in ("Add", "Sub", "Mul", "Div", "Min", "Max", "Cast", "Call") and "float" in dtype:
         cost = 0.5 if "float16" in dtype and kind != "Cast" else 1.0

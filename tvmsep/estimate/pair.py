@@ -27,11 +27,18 @@ class Pair(msgspec.Struct, frozen=True, kw_only=True):
     fused: GpuTime
     depthwise: GpuTime
     pointwise: GpuTime
+    once_bytes: int
+    """Of the fused kernel's own tensors: what it moves if nothing is read twice."""
 
     @property
     def saved(self) -> float:
         """Share of the separate kernels' traffic with memory that the fused one does without."""
         return 1 - self.fused.memory_bytes / self.separate_bytes
+
+    @property
+    def most(self) -> float:
+        """The share that no fused kernel could exceed: its tensors have to move once."""
+        return 1 - self.once_bytes / self.separate_bytes
 
     @property
     def separate_bytes(self) -> int:
@@ -81,4 +88,7 @@ def model_pair(w: Workload, target: Target) -> Pair:
         return gpu_seconds(kernel(part, target, template.name, config), target)
 
     depthwise, pointwise = w.parts
-    return Pair(fused=time(w), depthwise=time(depthwise), pointwise=time(pointwise))
+    return Pair(
+        fused=time(w), depthwise=time(depthwise), pointwise=time(pointwise),
+        once_bytes=w.bytes_moved,
+    )  # fmt: skip

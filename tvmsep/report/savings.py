@@ -10,7 +10,7 @@ import msgspec
 from tvmsep.contracts import Config, Target, Task, Workload
 from tvmsep.graph import Plan
 from tvmsep.logs import Best
-from tvmsep.measure import Built, Failed, Farm, Measured
+from tvmsep.measure import Built, Failed, Farm, Measured, ModelBoard
 from tvmsep.report.layers import Block, block_of, pairs
 from tvmsep.schedules import TEMPLATES, template_for
 from tvmsep.tuner.state import task_key
@@ -64,14 +64,14 @@ def saving_tasks(plan: Plan, target: Target) -> list[tuple[Block, list[Task], li
 
 
 def measure_savings(
-    plan: Plan, target: Target, farm: Farm, winners: dict[str, Best]
+    plan: Plan, target: Target, farm: Farm | ModelBoard, winners: dict[str, Best]
 ) -> Iterator[Saving | tuple[Block, Failed]]:
     """Measure both forms of every distinct block, one block at a time.
 
     Args:
         plan: of the network.
         target: what to build for.
-        farm: builders and a board.
+        farm: builders and a board, or a model of one.
         winners: tuned configs by task key; a task without one runs its default.
     """
     for block, standard, separable in saving_tasks(plan, target):

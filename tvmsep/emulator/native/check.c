@@ -2,7 +2,8 @@
 //
 // The compiler's thread sanitizer calls these functions before each access that is not to a local
 // variable. Shadow cells say who last wrote and read a granule (the smallest type that the source
-// accesses) since the launch began. Threads of a block are ordered by its barriers (epochs), lanes
+// accesses) since the launch began, and whether an asynchronous copy to it is under way: until its thread
+// has waited for it nobody else may touch it. Threads of a block are ordered by its barriers (epochs), lanes
 // of a warp also by the warp's; blocks are not ordered at all. Atomics are not checked for races.
 #define _GNU_SOURCE
 #include "emulator.h"
@@ -13,6 +14,7 @@
 typedef struct {
   uint32_t write_epoch, read_epoch;  // 0: not in this launch
   uint32_t write_warp_epoch, read_warp_epoch;
+  uint32_t flying;  // first epoch of the block in which an asynchronous copy to it is under way
   uint16_t writer, reader;
   uint8_t several;        // several lanes of the reader's warp read, in the same warp epoch
   uint8_t several_warps;  // in this epoch
@@ -141,8 +143,12 @@ static void access(void* address, size_t bytes, int write) {
     outside(at, bytes, write);
   }
   size_t first = (size_t)(at - r->base), end = first + bytes;
-  for (size_t i = first / granule; i * granule < end; i++)
+  for (size_t i = first / granule; i * granule < end; i++) {
+    if (r->cells[i].flying == emu_now.first_epoch)
+      emu_fail(EMU_RACE, "%s of byte %zu of %s, to which an asynchronous copy is under way",
+               write ? "write" : "read", i * granule, r->what);
     (write ? on_write : on_read)(r, &r->cells[i], i * granule);
+  }
 }
 
 static void aligned(void* address, size_t bytes, int write) {
@@ -154,6 +160,14 @@ static void aligned(void* address, size_t bytes, int write) {
 
 void emu_check_access(const void* address, size_t bytes, int write) {
   aligned((void*)address, bytes, write);
+}
+
+void emu_check_flying(const void* address, size_t bytes, int flying) {
+  const region* r = find((char*)address);
+  if (!r) return;
+  size_t first = (size_t)((char*)address - r->base);
+  for (size_t i = first / granule; i * granule < first + bytes; i++)
+    r->cells[i].flying = flying ? emu_now.first_epoch : 0;
 }
 
 // --- what the compiler calls ---------------------------------------------------------------------

@@ -82,3 +82,4 @@ _Noreturn void emu_fail(int status, const char* format, ...);
 void emu_check_begin(void);
 void emu_check_end(void);
 void emu_check_access(const void* address, size_t bytes, int write);
+void emu_check_flying(const void* address, size_t bytes, int flying);

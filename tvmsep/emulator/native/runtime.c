@@ -137,8 +137,11 @@ void emu_async_copy(uint32_t to, const void* from, uint32_t bytes, int predicate
   uint32_t me = emu_current->number, n = under_way[me].n;
   if (n == MAX_COPIES) emu_fail(EMU_BAD_LAUNCH, "over %d asynchronous copies", MAX_COPIES);
   char* place = shared_at(to);
-  // The hardware may write at any time from now on, and has when the thread has waited.
+  // The hardware may write at any time from now on, and has when the thread has waited: until then
+  // what is there is undefined.
   emu_check_access(place, bytes, 1);
+  emu_check_flying(place, bytes, 1);
+  memset(place, 0xff, bytes);
   if (predicate) emu_check_access(from, bytes, 0);
   under_way[me].copies[n] =
       (async_copy){place, predicate ? from : NULL, bytes, under_way[me].groups};
@@ -155,6 +158,7 @@ void emu_async_wait(uint32_t newest) {
       under_way[me].copies[kept++] = c;
       continue;
     }
+    emu_check_flying(c.to, c.bytes, 0);
     emu_check_access(c.to, c.bytes, 1);
     if (c.from) memcpy(c.to, c.from, c.bytes);
     else memset(c.to, 0, c.bytes);
