@@ -112,7 +112,7 @@ def children(pid: int) -> list[int]:
 def test_builds_and_measures_in_order(farm: Farm, task: Task, target: Target) -> None:
     default = TEMPLATES["pointwise"].default(W, target, task.threads)
     configs = TEMPLATES["pointwise"].space(W, target, task.threads).configs()
-    other = next(c for c in configs if c["tile_p"] != default["tile_p"])
+    other = next(c for c in configs if c["loop"] != default["loop"])
     built = farm.build([(task, default), (task, other), (task, default)])
     libraries = [b for b in built if isinstance(b, Built)]
     assert len(libraries) == 3, built
