@@ -182,15 +182,25 @@ def test_a_slow_entrant_takes_fewer_turns(folder: Path) -> None:
     job = Job(str(folder / "a.tvmsep"), 1)
     both = [Entrant("a", OURS.adapter, job, True), Entrant("b", f"{folder}/slow.py:Slow", job)]
     (one,), _ = play(both, [np.zeros((1, 3, 32, 32), np.float32)], rounds=1, blocks=14)
-    assert len(one.calls_s[1]) == 4 and len(one.calls_s[0]) > 14  # one call a turn, and many
-    assert sum(map(bool, one.turns_s[0])) == 14 and one.log_ratio(1, 0) > 1
+    # One call a turn, and many; a busy machine may cut the round short.
+    assert 1 <= len(one.calls_s[1]) <= 7 and len(one.calls_s[0]) >= 4
+    assert all(quick for quick in one.turns_s[0]) and one.log_ratio(1, 0) > 1
+
+
+def test_equally_many_calls_of_what_is_alike() -> None:
+    """Else a network beside itself would be judged by one call here and by two there."""
+    assert rounds._counts([2.6e-3, 2.7e-3, 2.8e-3]) == [2, 2, 2]
+    assert rounds._counts([2.7e-3, 2.6e-3]) == [2, 2]
+    assert rounds._counts([1e-3, 0.5, 1.6e-3, 2.3e-3]) == [4, 1, 2, 2]
 
 
 def test_fewer_turns_where_all_are_slow() -> None:
-    assert rounds._turns(32, [1, 1], [5e-3, 6e-3]) == [32, 27]
-    assert rounds._turns(32, [1, 1], [1e-2, 1e-2]) == [25, 25]
-    assert rounds._turns(32, [1, 1, 1], [0.2, 0.25, 2.0]) == [8, 6, 4]
-    assert rounds._turns(3, [8, 1], [5e-4, 2.0]) == [3, 3]
+    assert rounds._turns(24, [1, 1], [5e-3, 6e-3]) == (24, [1, 1])
+    assert rounds._turns(24, [1, 1], [5e-3, 11e-3]) == (24, [1, 2])
+    assert rounds._turns(24, [1, 1], [2e-2, 2e-2]) == (12, [1, 1])
+    assert rounds._turns(24, [1, 1, 1], [0.2, 0.25, 2.0]) == (8, [1, 1, 2])
+    assert rounds._turns(24, [8, 1], [5e-4, 0.5]) == (24, [1, 4])
+    assert rounds._turns(3, [8, 1], [5e-4, 2.0]) == (3, [1, 1])
 
 
 # Cores

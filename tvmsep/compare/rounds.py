@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import random
 import time
 from collections.abc import Callable, Sequence
@@ -22,6 +23,8 @@ BLOCKS = 24
 BLOCK_S = 0.004
 """Timed calls of one turn: one call of most networks. What else a machine does comes and goes
 within tens of milliseconds, so what stands beside each other is compared, and often."""
+ALIKE = 1.5
+"""Entrants whose calls take at most so many times as long time equally many of them in a turn."""
 ROUND_S = 0.5
 """Calls of one entrant in a round, those that are not timed included: turns are fewer where a call
 takes so long that they would take longer."""
@@ -70,8 +73,25 @@ class Round:
         return [figure(calls) for calls in self.calls_s]
 
 
-def _turns(blocks: int, counts: Sequence[int], calls_s: Sequence[float]) -> list[int]:
-    """How many of a round's turns each entrant takes.
+def _counts(calls_s: Sequence[float]) -> list[int]:
+    """How many calls a turn of each entrant times.
+
+    Of those that are alike equally many: what stands for a turn of two calls is less than what
+    stands for one of one.
+    """
+    counts = [0] * len(calls_s)
+    lead = 0.0
+    for i in sorted(range(len(calls_s)), key=lambda i: calls_s[i]):
+        if not lead or calls_s[i] > ALIKE * lead:
+            lead = calls_s[i]
+        counts[i] = max(1, round(BLOCK_S / lead))
+    return counts
+
+
+def _turns(blocks: int, counts: Sequence[int], calls_s: Sequence[float]) -> tuple[int, list[int]]:
+    """How many turns a round has, and each entrant's stride: it takes every so-manieth turn.
+
+    Strides are powers of two, so that two entrants meet in all turns of the slower one.
 
     Args:
         blocks: at most so many.
@@ -80,8 +100,9 @@ def _turns(blocks: int, counts: Sequence[int], calls_s: Sequence[float]) -> list
     """
     longest = [(n + 1) * s for n, s in zip(counts, calls_s, strict=True)]
     quickest = min(longest)
-    most = min(blocks, max(FEWEST_BLOCKS, int(ROUND_S / quickest)))
-    return [max(min(most, SLOW_BLOCKS), round(most * quickest / t)) for t in longest]
+    turns = min(blocks, max(FEWEST_BLOCKS, int(ROUND_S / quickest)))
+    rarest = max(1, turns // SLOW_BLOCKS)
+    return turns, [2 ** int(math.log2(min(rarest, t / quickest))) for t in longest]
 
 
 def play(
@@ -111,7 +132,7 @@ def play(
     played: list[Round] = []
     counts: list[int] = []
     versions: list[str] = []
-    turns: list[int] = []
+    turns, strides = 0, [1]
     round_s = 0.0
     lock = HostLock(LOCK_TIMEOUT_S)
     try:
@@ -131,19 +152,20 @@ def play(
                         seat.stay_on(cores)
                 if not counts:
                     alone = [min(seats[i].block(2, 1)) for i in range(len(entrants))]
-                    counts = [max(1, round(BLOCK_S / s)) for s in alone]
-                    turns = _turns(blocks, counts, alone)
+                    counts = _counts(alone)
+                    turns, strides = _turns(blocks, counts, alone)
                     round_s = sum(
-                        k * (n + 1) * s for k, n, s in zip(turns, counts, alone, strict=True)
+                        -(-turns // k) * (n + 1) * s
+                        for k, n, s in zip(strides, counts, alone, strict=True)
                     )
                 watch = Watch([seats[i].pid for i in range(len(entrants))])
                 took: list[list[tuple[float, ...]]] = [[] for _ in entrants]
-                end, most = time.monotonic() + SLOWED * round_s, max(turns)
-                for done in range(most):
+                end = time.monotonic() + SLOWED * round_s
+                for done in range(turns):
                     if done >= LEAST_BLOCKS and time.monotonic() > end:
                         break
                     for i in shuffler.sample(range(len(entrants)), len(entrants)):
-                        its = done * turns[i] % most < turns[i]  # evenly spread
+                        its = done % strides[i] == 0
                         took[i].append(tuple(seats[i].block(counts[i], 1)) if its else ())
                 played.append(Round(tuple(map(tuple, took)), watch.load()))
             told(number, played[-1])
