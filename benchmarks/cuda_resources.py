@@ -4,9 +4,10 @@
     python benchmarks/cuda_resources.py mobilenet_v1 --write docs/cuda.md
     python benchmarks/cuda_resources.py mobilenet_v2 --dtype float16 --layout nhwc --targets t4
 
-Builds a bundle for each target, or takes MODEL-TARGET.tvmsep from a folder (--bundles), and reads
-the cubins; needs no GPU and measures nothing. With --write the table replaces what stands between
-the file's comments `<!-- MODEL -->` and `<!-- /MODEL -->`. The exit status is 1 if a kernel spills.
+Builds a bundle for each target, or takes MODEL-TARGET.tvmsep (with `-` for `:`) from a folder
+(--bundles), and reads the cubins; needs no GPU and measures nothing. With --write the table, which
+is that of the default form and targets, replaces what stands between the file's comments
+`<!-- MODEL -->` and `<!-- /MODEL -->`. The exit status is 1 if a kernel spills.
 """
 
 from __future__ import annotations
@@ -33,9 +34,22 @@ from tvmsep.profile import parse_relax
 TARGETS = ("jetson-nano", "t4", "a100", "rtx-30", "jetson-orin", "rtx-40", "h100")
 
 
-def resources(path: Path) -> tuple[str, dict[str, KernelResources]]:
-    """The architecture of a bundle, and what each of its device kernels uses, by its label."""
+def resources(
+    path: Path, target: str, dtype: str, layout: str
+) -> tuple[str, dict[str, KernelResources]]:
+    """The architecture of a bundle, and what each of its device kernels uses, by its label.
+
+    Raises:
+        InputError: it is for another target or of another form, or its configs come from a log.
+    """
     with Package(path) as package:
+        m = package.manifest
+        form = (m.target.name, m.precision, m.layout or LAYOUTS[0])
+        if form != (target, dtype, layout) or m.log_lines:
+            raise InputError(
+                f"{path} is {' '.join(form)}{' from a log' if m.log_lines else ''}, not the defaults "
+                f"of {target} {dtype} {layout}: build it with --no-logs"
+            )
         gpu, variant = package.manifest.target.gpu, package.manifest.specialisations[0].variants[0]
         if gpu is None:
             raise InputError(f"{path} is for a CPU: give targets with a GPU")
@@ -110,10 +124,13 @@ def main() -> int:
     args = parser.parse_args()
     try:
         if args.write:
+            form = (args.dtype, args.layout, args.targets)
+            if form != ("float32", LAYOUTS[0], ",".join(TARGETS)):
+                raise InputError("--write: the document's table is that of the default form")
             replaced(args.write.read_text(), args.model, [])
         columns = {}
         for name in args.targets.split(","):
-            file = f"{args.model.replace(':', '-')}-{name}.tvmsep"
+            file = f"{Path(args.model).name.replace(':', '-')}-{Path(name).stem}.tvmsep"
             with tempfile.TemporaryDirectory() as scratch:
                 bundle = (args.bundles or Path(scratch)) / file
                 if not args.bundles:
@@ -122,7 +139,7 @@ def main() -> int:
                         args.model, target=name, out=bundle, logs=(), dtype=args.dtype,
                         layout=args.layout,
                     )  # fmt: skip
-                arch, found = resources(bundle)
+                arch, found = resources(bundle, Path(name).stem, args.dtype, args.layout)
             columns[arch] = found
         lines = table(args.model, columns)
         if args.write:

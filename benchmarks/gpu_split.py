@@ -1,6 +1,6 @@
 """What dividing a pointwise layer's reduction over thread blocks would save, by the model of a GPU.
 
-python benchmarks/gpu_split.py [--targets jetson-orin,t4,a100,h100] [--size 7] [IC>OC ...]
+python benchmarks/gpu_split.py [--targets jetson-orin,t4,a100,h100] [--size 7] ["IC>OC" ...]
 
 No template does it: blocks would write partial sums, and a second kernel add them up. Its launch,
 its traffic and its waits are counted; nothing is run.
@@ -38,10 +38,14 @@ def row(t: Target, w: Workload) -> str:
     rate = t.gpu.sms * L2_BYTES_PER_CLOCK * clock
     one = least(g, w, t)
     for parts in PARTS:
+        if g.depth % (parts * g.vector_k):
+            continue
         # Parts of the reduction are as images: their blocks are independent, each writes its own.
         first = least(replace(g, depth=g.depth // parts, batch=g.batch * parts), w, t)
         moved = 4 * (parts + 1) * w.oc * w.oh * w.ow
         found[first + LAUNCH_S + moved / rate + 2 * GLOBAL_LATENCY / clock] = parts
+    if not found:
+        raise TvmsepError(f"{w.ic} channels do not divide by {PARTS}: give other layers")
     best = min(found)
     return (
         f"| {t.name} | {w.ic}>{w.oc} | {1e6 * one:.1f} | {found[best]} | {1e6 * best:.1f} "

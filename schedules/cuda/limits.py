@@ -1,4 +1,4 @@
-"""What bounds a kernel on a GPU, from counts of what it does: the one model that all here share.
+"""What bounds a kernel on a GPU, from counts of what it does: the model of tiled products and of `--board model`.
 
 A roofline with what separates schedules of one operator (Williams et al., CACM 2009; Volkov,
 "Understanding Latency Hiding on GPUs", 2016): each of several limits gives a time, the longest of
@@ -85,7 +85,7 @@ def limit_seconds(n: Counts, gpu: Gpu) -> dict[str, float]:
     a_round = GLOBAL_LATENCY + 2 * SHARED_LATENCY
     rounds = n.rounds * a_round + computing
     if n.pipelined:
-        rounds = a_round + max(rounds - computing, computing)
+        rounds = a_round + rounds - computing
     chain = GLOBAL_LATENCY + rounds + n.waits * GLOBAL_LATENCY / LOADS_AHEAD
     busiest = assigned / clock
     return {

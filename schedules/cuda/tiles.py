@@ -269,12 +269,15 @@ def predicted_seconds(g: Product, w: Workload, gpu: Gpu, t: Tiling) -> float:
     read = fetched_bytes(g, w, t)
     if g.tap_reads:
         # What the taps of a step share must wait in L1, beside the shared memory of all blocks.
-        taken, across = size * block_p * depth * g.tap_reads, blocks * size * block_c * depth
+        taken = size * block_p * depth * g.tap_reads
+        rows, _, batch = t.grid(g)
+        across = size * batch * depth * rows * g.channels  # the second operand's part of `read`
         room, window = gpu.shared_per_sm / resident - n.shared, (read - across) / blocks / turns
         if window > room:
             read += max(0.0, blocks * taken - (read - across)) * (1 - max(0.0, room) / window)
     once = w.bytes_moved
     written = size * g.batch * g.channels * g.pixels
+    read += written * residual
     staged = t.pipeline != "none"
     counts = Counts(
         blocks=blocks, threads=n.threads,

@@ -89,6 +89,9 @@ def _board(target: Target, budget_s: float | None) -> Farm | ModelBoard:
             raise
         print(f"times are modelled, not measured: {error}", file=sys.stderr)
         return ModelBoard(target)
+    except BaseException:
+        farm.close()
+        raise
     return farm
 
 
