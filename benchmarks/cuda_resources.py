@@ -46,9 +46,10 @@ def resources(
         m = package.manifest
         form = (m.target.name, m.precision, m.layout or LAYOUTS[0])
         if form != (target, dtype, layout) or m.log_lines:
+            what = " ".join(form) + (" from a log" if m.log_lines else "")
             raise InputError(
-                f"{path} is {' '.join(form)}{' from a log' if m.log_lines else ''}, not the defaults "
-                f"of {target} {dtype} {layout}: build it with --no-logs"
+                f"{path} is {what}, not the defaults of {target} {dtype} {layout}: build it with "
+                "--no-logs"
             )
         gpu, variant = package.manifest.target.gpu, package.manifest.specialisations[0].variants[0]
         if gpu is None:

@@ -137,8 +137,12 @@ def main() -> None:
     p.add_argument("--json", type=Path, metavar="FILE", help="keep every figure there")
     args = p.parse_args()
     done: list[dict[str, Any]] = []
+    asked = {k: getattr(args, k) for k in ("network", "threads", "rounds", "extra")}
     if args.json is not None and args.json.exists():
-        done = json.loads(args.json.read_text())["comparisons"]
+        kept = json.loads(args.json.read_text())
+        if kept.get("asked") != asked:
+            sys.exit(f"{args.json} holds other comparisons than these: give another --json")
+        done = kept["comparisons"]
     with tempfile.TemporaryDirectory(prefix="tvmsep-verdicts-") as name:
         plain, heavy, extra = write_bundles(Path(name), args.network, args.threads, args.extra)
         print(f"{args.network}, threads {args.threads}, {extra:.2%} more multiply-adds", flush=True)
@@ -154,8 +158,8 @@ def main() -> None:
                 flush=True,
             )
             if args.json is not None:
-                about = {"network": args.network, "threads": args.threads, "extra": extra}
-                write_json(args.json, {**about, "machine": machine(), "comparisons": done})
+                about = {"asked": asked, "exactly": extra, "machine": machine()}
+                write_json(args.json, {**about, "comparisons": done})
     for series, right in SERIES if done else ():
         hits = sum(one[series]["verdict"] == right for one in done)
         whole = stats.pair([x for one in done for x in one[series]["log_ratios"]])

@@ -254,16 +254,15 @@ class Pointwise:
                 chunk = sch.fuse(n, oc)
                 sch.parallel(chunk)
         tile_p, tile_oc = c.int("tile_p"), c.int("tile_oc")
-        if c.get("loads") == "halves":
+        if c.get("loads") == "halves":  # 1. and 2.
             tile_by_halves(sch, sch.get_sblock("acc"), at, tile_p, tile_oc)
-            finish_tile(sch, (oi, pi), o)
-            return
-        crowded = (tile_p + 1) * (tile_oc + 1) > t.vector_registers
-        product_tile(  # 1. and 2.
-            sch, at, ("io", "ii"), {"ii": c.int("unroll")}, vector_axis=3,
-            pixels_first=crowded and not (t.broadcast_operand or t.lane_operand),
-            by_lane=t.lane_operand and c.int("unroll") == w.in_block,
-        )  # fmt: skip
+        else:
+            crowded = (tile_p + 1) * (tile_oc + 1) > t.vector_registers
+            product_tile(
+                sch, at, ("io", "ii"), {"ii": c.int("unroll")}, vector_axis=3,
+                pixels_first=crowded and not (t.broadcast_operand or t.lane_operand),
+                by_lane=t.lane_operand and c.int("unroll") == w.in_block,
+            )  # fmt: skip
         finish_tile(sch, (oi, pi), o)  # 3.
         if w.scaled:  # 5.
             scaled = sch.get_sblock("scaled")

@@ -128,8 +128,18 @@ def test_a_machine_of_two_speeds_does_not_hide_a_difference() -> None:
 
 
 def test_turns_of_one_alone_are_left_out() -> None:
-    a, b = [(1.0, 9.0), (), (2.0,)], [(0.5,), (7.0,), ()]
+    a, b = [(1.0, 9.0), (), (2.0,)], [(0.5, 0.5), (7.0,), ()]
     assert stats.log_ratio(a, b) == pytest.approx(math.log(3.0 / 0.5))  # a quarter from 1 to 9
+
+
+def test_a_turn_of_more_calls_is_no_better() -> None:
+    rng = np.random.default_rng(7)
+    calls = rng.normal(1.0, 0.05, (3000, 3))
+    found = stats.log_ratio([(a, b) for a, b, _ in calls], [(c,) for *_, c in calls])
+    assert abs(found) < 0.005  # a quarter of the way between two calls is 1.4 % less
+
+
+def test_turns_that_never_meet_are_an_error() -> None:
     with pytest.raises(ValueError, match="no turn"):
         stats.log_ratio([(1.0,), ()], [(), (1.0,)])
 

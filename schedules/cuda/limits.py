@@ -1,4 +1,4 @@
-"""What bounds a kernel on a GPU, from counts of what it does: the model of tiled products and of `--board model`.
+"""What bounds a kernel on a GPU, from counts: the model of tiled products and of `--board model`.
 
 A roofline with what separates schedules of one operator (Williams et al., CACM 2009; Volkov,
 "Understanding Latency Hiding on GPUs", 2016): each of several limits gives a time, the longest of

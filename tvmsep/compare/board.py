@@ -11,7 +11,7 @@ import random
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
-from tvmsep.compare.comparison import TOLERANCE, PairRow, Row, difference, judge
+from tvmsep.compare.comparison import PairRow, Row, difference, judge, tolerance
 from tvmsep.compare.engines import Array
 from tvmsep.compare.kernels import Choice
 from tvmsep.compare.rounds import Entrant, Round
@@ -122,6 +122,7 @@ def compare_there(
         if is_emulated(board.cpu):
             warnings.append(f"board {board.name} {EMULATED_NOTE}")
         for threads, entrants in prepared:
+            allowed = tolerance(entrants)
             jobs = [
                 _job(e, inputs[0], target, Path(folder) / f"{threads}-{i}.so")
                 for i, e in enumerate(entrants)
@@ -136,7 +137,7 @@ def compare_there(
                 for entrant, got in zip(entrants, outputs, strict=True):
                     error = difference(got, outputs[0])
                     worst = max(worst, error)
-                    if not error <= TOLERANCE:
+                    if not error <= allowed:
                         raise InputError(
                             f"{entrant.name} and {entrants[0].name} do not compute the same: their "
                             f"outputs differ by {error:.1e} of the largest"

@@ -12,7 +12,7 @@ import msgspec
 import numpy as np
 
 from tvmsep.compare import stats, watch
-from tvmsep.compare.engines import Array
+from tvmsep.compare.engines import OURS, Array
 from tvmsep.compare.rounds import Entrant, Round
 from tvmsep.compare.seat import Seat
 from tvmsep.contracts import InputError
@@ -24,6 +24,8 @@ if TYPE_CHECKING:
 TOLERANCE = 1e-4
 """Largest difference between entrants, relative to the largest output: float32 engines differ by
 1e-6 to 1e-5, an engine that computes in half precision by some 4e-4."""
+HALF_TOLERANCE = 0.2
+"""The same where a bundle computes in half precision: the most that `verify` accepts."""
 VARIES = 1e-3
 
 
@@ -113,6 +115,18 @@ def machine(board: Board | None = None) -> dict[str, Any]:
     }
 
 
+def tolerance(entrants: Sequence[Entrant]) -> float:
+    """How far these entrants' outputs may be apart."""
+    from tvmsep.bundle import Package
+
+    for e in entrants:
+        if e.adapter == OURS.adapter:
+            with Package(e.job.path, verify=False) as package:
+                if package.manifest.precision != "float32":
+                    return HALF_TOLERANCE
+    return TOLERANCE
+
+
 def check_outputs(
     entrants: Sequence[Entrant], inputs: Sequence[Array], others: Sequence[Array]
 ) -> tuple[float, list[str]]:
@@ -122,7 +136,7 @@ def check_outputs(
         InputError: two do not, or one does not run.
     """
     first: list[list[Array]] = []
-    worst = 0.0
+    worst, allowed = 0.0, tolerance(entrants)
     for e in entrants:
         seat = Seat(e.name, e.adapter, e.job, inputs)
         try:
@@ -134,16 +148,19 @@ def check_outputs(
         first = first or got
         for mine, theirs in zip(got, first, strict=True):
             error = difference(mine, theirs)
-            if not error <= TOLERANCE:
+            if not error <= allowed:
                 raise InputError(
                     f"{e.name} and {entrants[0].name} do not compute the same: their outputs "
-                    f"differ by {error:.1e} of the largest (allowed: {TOLERANCE:.0e}); compare "
+                    f"differ by {error:.1e} of the largest (allowed: {allowed:.0e}); compare "
                     "what was made from one model"
                 )
             worst = max(worst, error)
-    if difference(first[0], first[1]) < VARIES:
-        return worst, ["the output hardly depends on the input: equal outputs prove little here"]
-    return worst, []
+    notes = []
+    if difference(first[0], first[1]) < max(VARIES, worst):
+        notes.append("the output hardly depends on the input: equal outputs prove little here")
+    if worst > TOLERANCE:
+        notes.append(f"half precision: outputs differ by {worst:.1e} of the largest")
+    return worst, notes
 
 
 def difference(got: Sequence[Array], want: Sequence[Array]) -> float:

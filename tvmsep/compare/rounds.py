@@ -23,8 +23,6 @@ BLOCKS = 24
 BLOCK_S = 0.004
 """Timed calls of one turn: one call of most networks. What else a machine does comes and goes
 within tens of milliseconds, so what stands beside each other is compared, and often."""
-ALIKE = 1.5
-"""Entrants whose calls take at most so many times as long time equally many of them in a turn."""
 ROUND_S = 0.5
 """Calls of one entrant in a round, those that are not timed included: turns are fewer where a call
 takes so long that they would take longer."""
@@ -71,21 +69,6 @@ class Round:
     def figures_s(self) -> list[float]:
         """What it says about each entrant."""
         return [figure(calls) for calls in self.calls_s]
-
-
-def _counts(calls_s: Sequence[float]) -> list[int]:
-    """How many calls a turn of each entrant times.
-
-    Of those that are alike equally many: what stands for a turn of two calls is less than what
-    stands for one of one.
-    """
-    counts = [0] * len(calls_s)
-    lead = 0.0
-    for i in sorted(range(len(calls_s)), key=lambda i: calls_s[i]):
-        if not lead or calls_s[i] > ALIKE * lead:
-            lead = calls_s[i]
-        counts[i] = max(1, round(BLOCK_S / lead))
-    return counts
 
 
 def _turns(blocks: int, counts: Sequence[int], calls_s: Sequence[float]) -> tuple[int, list[int]]:
@@ -144,15 +127,13 @@ def play(
                     e = entrants[i]
                     seats[i] = Seat(e.name, e.adapter, e.job, inputs)
                     stack.callback(seats[i].close)
+                cores = cores_for(max(e.job.threads for e in entrants), number)
                 for i in order:
-                    seats[i].begin()
+                    seats[i].begin(cores)
                 versions = [seats[i].ready().version for i in range(len(entrants))]
-                if (cores := cores_for(max(e.job.threads for e in entrants), number)) is not None:
-                    for seat in seats.values():
-                        seat.stay_on(cores)
                 if not counts:
                     alone = [min(seats[i].block(2, 1)) for i in range(len(entrants))]
-                    counts = _counts(alone)
+                    counts = [max(1, round(BLOCK_S / s)) for s in alone]
                     turns, strides = _turns(blocks, counts, alone)
                     round_s = sum(
                         -(-turns // k) * (n + 1) * s

@@ -104,9 +104,19 @@ class Seat:
         """Of the process, and of its group."""
         return self._worker.pid
 
-    def begin(self) -> None:
-        """Start loading; `ready` waits for it."""
+    def begin(self, cpus: Collection[int] | None = None) -> None:
+        """Start loading; `ready` waits for it.
+
+        Args:
+            cpus: where it stays, with all threads that it will start: engines that pin threads
+                look where they may.
+        """
         self._guard(self._worker.ready)
+        if cpus is not None:
+            with contextlib.suppress(FileNotFoundError):  # it ended: the next call says so
+                for thread in os.listdir(f"/proc/{self.pid}/task"):
+                    with contextlib.suppress(ProcessLookupError):  # this one did
+                        os.sched_setaffinity(int(thread), cpus)
         self._guard(lambda: self._worker.submit(load, *self._load, limit_s=LOAD_TIMEOUT_S))
 
     def ready(self) -> Loaded:
@@ -114,13 +124,6 @@ class Seat:
         loaded: Loaded = self._guard(self._worker.result)
         self._sleep()
         return loaded
-
-    def stay_on(self, cpus: Collection[int]) -> None:
-        """Keep all threads that it has, and those that they start, on these CPUs."""
-        with contextlib.suppress(OSError):  # it ended: the next call says so
-            for thread in os.listdir(f"/proc/{self.pid}/task"):
-                with contextlib.suppress(ProcessLookupError):  # this one did
-                    os.sched_setaffinity(int(thread), cpus)
 
     def run(self, inputs: Sequence[Array]) -> list[Array]:
         """The outputs for other inputs."""

@@ -59,6 +59,9 @@ def figure(calls_s: Sequence[float]) -> float:
 def log_ratio(a_s: Sequence[Sequence[float]], b_s: Sequence[Sequence[float]]) -> float:
     """What one round says about a pair: above 0 where the first takes longer.
 
+    Of a turn of more calls than the other's only the first so many count: the quantile of two calls
+    is less than that of one.
+
     Args:
         a_s: for each turn seconds of its calls; turns without any are left out.
         b_s: as many turns.
@@ -69,7 +72,10 @@ def log_ratio(a_s: Sequence[Sequence[float]], b_s: Sequence[Sequence[float]]) ->
     both = [(a, b) for a, b in zip(a_s, b_s, strict=True) if a and b]
     if not both:
         raise ValueError("no turn in which both were timed")
-    logs = [math.log(np.quantile(a, TURN)) - math.log(np.quantile(b, TURN)) for a, b in both]
+    logs = []
+    for a, b in both:
+        count = min(len(a), len(b))
+        logs.append(math.log(np.quantile(a[:count], TURN) / np.quantile(b[:count], TURN)))
     return float(np.median(logs))
 
 

@@ -137,7 +137,9 @@ def profile_module(
     network = parts(module)
     full = stamp(module, farm.target, threads, runs)
     ends = stamp(module, farm.target, threads, runs, between=False)
-    peak_flops = farm.peak_flops_per_core() * threads
+    # Measured in float32; half precision has twice the lanes.
+    widest = max((farm.target.elements(p.workload.dtype) for p in network if p.workload), default=1)
+    peak_flops = farm.peak_flops_per_core() * threads * max(1.0, widest / farm.target.lanes)
     bandwidths = farm.bandwidths(threads)
     modules = [full.module, ends.module, *([] if whole else [module])]
     libraries = farm.build_networks(modules)
