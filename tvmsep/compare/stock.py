@@ -16,6 +16,8 @@ Shapes = Mapping[str, Sequence[int]] | None
 COMPILE_TIMEOUT_S = 600.0
 SEARCH_TIMEOUT_S = 4 * 3600.0
 _CANDIDATE_TIMEOUT_S = 30.0
+_RUN_TIMEOUT_S = 150.0
+"""TVM starts a process for each batch of runs, whose imports alone took 40 s on a slow core."""
 _BUILDERS = 2
 
 
@@ -23,7 +25,15 @@ def _warm() -> None:
     pass
 
 
+def _without_devices() -> None:
+    """Of the 18 s that MetaSchedule takes to import, devices' intrinsics take 16: none is here."""
+    for kind in ("cuda", "rocm", "metal"):
+        name = f"tvm.s_tir.tensor_intrin.{kind}"
+        sys.modules.setdefault(name, types.ModuleType(name))
+
+
 def _warm_builder() -> None:
+    _without_devices()
     import tvm.s_tir.meta_schedule  # noqa: F401
 
 
@@ -175,16 +185,14 @@ def search(
 
 def _search(modules: Sequence[str], target: Target, threads: int, trials: int) -> list[str | None]:
     """The best kernel for each module, or None where no candidate could be built and run."""
-    for kind in ("cuda", "rocm", "metal"):  # of 18 s of imports these take 16, for nothing here
-        name = f"tvm.s_tir.tensor_intrin.{kind}"
-        sys.modules.setdefault(name, types.ModuleType(name))
+    _without_devices()
     import tvm
     from tvm import s_tir
     from tvm.s_tir import meta_schedule as ms
 
     described = {**target.tvm_dict(), "num-cores": threads}
     spec = tvm.target.Target(described)
-    runner = ms.runner.LocalRunner(timeout_sec=_CANDIDATE_TIMEOUT_S)
+    runner = ms.runner.LocalRunner(timeout_sec=_RUN_TIMEOUT_S)
     kernels: list[str | None] = []
     pool = Pool(_BUILDERS, _warm_builder)
     try:
