@@ -65,17 +65,16 @@ def fits_by_halves(w: Workload, t: Target, tile_p: int, tile_oc: int) -> bool:
     return fit and w.in_block == w.out_block == _LANES and (w.sh, w.sw) == (1, 1)
 
 
-def tile_by_halves(sch: s_tir.Schedule, acc: Any, at: Any, tile_p: int, tile_oc: int) -> None:
-    """Compute block `acc` of a pointwise convolution at loop `at` as such a tile.
+def tile_by_halves(sch: s_tir.Schedule, acc: Any, tile_p: int, tile_oc: int) -> None:
+    """Compute block `acc` of a pointwise convolution as such a tile.
 
     Args:
         sch: the schedule.
-        acc: the reduction over `io` and `ii`, four channels each.
-        at: the consumer's loop of one tile.
+        acc: the reduction over `io` and `ii`, four channels each, in the consumer's loop of one
+            tile.
         tile_p: pixels, one after the other in memory.
         tile_oc: output blocks; a tile that fits (`fits_by_halves`).
     """
-    sch.compute_at(acc, at)
     count = len(sch.get_loops(acc)) - (5 if tile_oc > 1 else 4)
     tile = sch.get_loops(acc)[count:]
     blocks = int(sch.get(tile[-2]).extent)

@@ -255,7 +255,10 @@ class Pointwise:
                 sch.parallel(chunk)
         tile_p, tile_oc = c.int("tile_p"), c.int("tile_oc")
         if c.get("loads") == "halves":  # 1. and 2.
-            tile_by_halves(sch, sch.get_sblock("acc"), at, tile_p, tile_oc)
+            acc = sch.get_sblock("acc")
+            sch.compute_at(acc, at)
+            self._scale(sch, w, chunk)  # no block moves once the tile is a call
+            tile_by_halves(sch, acc, tile_p, tile_oc)
         else:
             crowded = (tile_p + 1) * (tile_oc + 1) > t.vector_registers
             product_tile(
@@ -263,7 +266,11 @@ class Pointwise:
                 pixels_first=crowded and not (t.broadcast_operand or t.lane_operand),
                 by_lane=t.lane_operand and c.int("unroll") == w.in_block,
             )  # fmt: skip
+            self._scale(sch, w, chunk)
         finish_tile(sch, (oi, pi), o)  # 3.
+
+    @staticmethod
+    def _scale(sch: s_tir.Schedule, w: Workload, chunk: Any) -> None:
         if w.scaled:  # 5.
             scaled = sch.get_sblock("scaled")
             sch.compute_at(scaled, chunk)

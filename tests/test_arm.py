@@ -14,6 +14,7 @@ import tvmsep
 from tvmsep.api import prepare
 from tvmsep.boards.new_target import _ARM_CORES
 from tvmsep.bundle import Package
+from tvmsep.codegen import kernel
 from tvmsep.codegen.assembly import Loop, hot_loop
 from tvmsep.contracts import Config, InputError, Target, Workload
 from tvmsep.graph.plan import choose_block, vectors_of
@@ -238,3 +239,14 @@ def test_armv7_fuses_and_does_not_fall_back_to_scalars() -> None:
     loop = hot(pointwise(256, 14, 512), target)
     assert loop.fmas and all("q" in x for x in loop.code if x.startswith("vfma"))
     assert not [x for x in loop.code if x.startswith(("vmul", "vmla"))]
+
+
+def test_a_scale_is_applied_within_a_chunk_where_loads_are_placed_by_hand() -> None:
+    target = load_target("rpi3")
+    w = msgspec.structs.replace(pointwise(96, 14, 64), scaled=True)
+    default = TEMPLATES["pointwise"].default(w, target, target.cores)
+    assert default["loads"] == "halves"
+    lines = kernel(w, target, "pointwise", default).script().splitlines()
+    (parallel,) = [i for i, x in enumerate(lines) if "T.parallel(" in x]
+    scaled = next(i for i, x in enumerate(lines) if "scale" in x and " * " in x)
+    assert scaled > parallel
