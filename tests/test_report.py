@@ -66,5 +66,7 @@ def test_savings_on_a_gpu_that_is_not_here_are_modelled() -> None:
     assert done.stderr.startswith("times are modelled, not measured: board local")
     found = json.loads(done.stdout)
     assert found["modelled"] and len(found["savings"]) >= 8
-    refused = subprocess.run([*command, "--budget", "5s"], capture_output=True, text=True)
+    refused = subprocess.run(
+        [*command, "--budget", "5s"], capture_output=True, text=True, timeout=60
+    )
     assert refused.returncode == 2 and "no CUDA device" in refused.stderr

@@ -17,6 +17,7 @@ from tvmsep.compare.rounds import Entrant, Round
 from tvmsep.compare.seat import Seat
 from tvmsep.contracts import InputError
 from tvmsep.contracts.words import counted
+from tvmsep.contracts.workload import HALF_MOST
 
 if TYPE_CHECKING:
     from tvmsep.measure import Board
@@ -24,8 +25,6 @@ if TYPE_CHECKING:
 TOLERANCE = 1e-4
 """Largest difference between entrants, relative to the largest output: float32 engines differ by
 1e-6 to 1e-5, an engine that computes in half precision by some 4e-4."""
-HALF_TOLERANCE = 0.2
-"""The same where a bundle computes in half precision: the most that `verify` accepts."""
 VARIES = 1e-3
 
 
@@ -123,7 +122,7 @@ def tolerance(entrants: Sequence[Entrant]) -> float:
         if e.adapter == OURS.adapter:
             with Package(e.job.path, verify=False) as package:
                 if package.manifest.precision != "float32":
-                    return HALF_TOLERANCE
+                    return HALF_MOST
     return TOLERANCE
 
 
