@@ -18,10 +18,10 @@ ITEM_BYTES = {"float32": 4, "float16": 2}
 """Bytes of one element, by dtype."""
 TOLERANCE = {"float32": 1e-4, "float16": 2e-3}
 """Largest error accepted, relative to the largest output, by the dtype of what lies in memory."""
-HALF_MOST = 0.2
-"""More is accepted of no network in half precision, whatever it makes of a rounding."""
 HALF_TOLERANCE = 1e-2
 """The same for float16 where a CPU also multiplies and adds in it, in sums of some 64 products."""
+HALF_MOST = 0.2
+"""More is accepted of no network in half precision, whatever it makes of a rounding."""
 
 
 class Workload(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
