@@ -63,8 +63,6 @@ def formed(w: Workload, t: Target, layout: str, dtype: str = "float32") -> Workl
 def hot(w: Workload, t: Target, **knobs: object) -> Loop:
     import tvm
 
-    from tvmsep.codegen import kernel
-
     default = TEMPLATES[w.op].default(w, t, t.cores)
     func = kernel(w, t, w.op, Config({**default, **knobs}))
     library = tvm.tirx.build(func, tvm.target.Target(t.tvm_dict()))
