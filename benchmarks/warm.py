@@ -1,13 +1,13 @@
 """What an earlier network's log saves: cold and warm searches, measured here in turns.
 
-    python benchmarks/warm.py --seeds 3 --trials 400
+    python benchmarks/warm.py --logs build/warm --seeds 3 --trials 400
 
-A log that is replayed (`search.py`) holds a sample of each space, and what a search once chose of
-it; here every run may measure whatever it likes. The runs take turns, each with its own seed and
-no final round; the best of each task is the best that any run found. A task begins with its
-default's time, the median over all runs. `warm` has learnt from `--warm`, the log of another
-network on this target, `cold` from nothing. The trials of all runs are kept in `--logs`, and what
-lies there is not measured again.
+`warm` has learnt from `--warm`, the log of another network on this target, `cold` from nothing.
+Each run has its own seed and no final round. What it would ship after each trial, the best config
+it has measured of each task, else its default, is then timed inside the network, all runs' in
+turns: a search's own times would reward the luckiest measurement. The best of each task is the best
+that any run found. The trials of all runs are kept in `--logs`, and what lies there is not measured
+again.
 """
 
 from __future__ import annotations
@@ -15,18 +15,25 @@ from __future__ import annotations
 import argparse
 import statistics
 import sys
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
-from search import NEAR, ROOT, load, ratios_of, reached
+from search import NEAR, ROOT, load, reached
 
 from tvmsep.api import prepare
-from tvmsep.contracts import Target, Task, Trial
+from tvmsep.contracts import Config, Target, Task, Trial, TvmsepError, Workload
+from tvmsep.graph import Plan
 from tvmsep.logs import LogFile
-from tvmsep.measure import Farm
+from tvmsep.measure import Failed, Farm
 from tvmsep.schedules import TEMPLATES
 from tvmsep.tuner import finals, session, tune_tasks
 from tvmsep.tuner.state import task_key
+
+ROUNDS = 6
+"""Turns of each variant of the network."""
+
+Shipped = dict[Workload, Config]
 
 
 def measured(path: Path) -> list[Trial]:
@@ -34,18 +41,44 @@ def measured(path: Path) -> list[Trial]:
     return [t for t in load(path) if t.phase == "search"]
 
 
-def starts(tasks: list[Task], target: Target, runs: list[list[Trial]]) -> dict[str, float]:
-    """By task: seconds of its default, the median over the runs that measured it."""
-    found = {}
-    for task in tasks:
-        default = TEMPLATES[task.template].default(task.workload, target, task.threads)
-        times = [
-            t.median_s for run in runs for t in run
-            if t.task_key == task_key(task) and t.times_s and t.as_config() == default
-        ]  # fmt: skip
-        if times:
-            found[task_key(task)] = statistics.median(times)
-    return found
+def shipped(
+    run: Iterable[Trial], tasks: Sequence[Task], target: Target, trials: int
+) -> list[Shipped]:
+    """What a run would ship: before its first trial, and after each of them."""
+    now = {t.workload: TEMPLATES[t.template].default(t.workload, target, t.threads) for t in tasks}
+    of = {task_key(t): t.workload for t in tasks}
+    best: dict[Workload, float] = {}
+    found = [dict(now)]
+    for t in run:
+        w = of.get(t.task_key)
+        if w is not None and t.times_s and t.median_s < best.get(w, np.inf):
+            best[w], now[w] = t.median_s, t.as_config()
+        found.append(dict(now))
+    found += [found[-1]] * (trials + 1 - len(found))
+    return found[: trials + 1]
+
+
+def times(
+    farm: Farm, plan: Plan, tasks: Sequence[Task], fields: Mapping[Workload, Sequence[Config]]
+) -> dict[tuple[Workload, Config], float]:
+    """Seconds of each config inside the network.
+
+    Raises:
+        TvmsepError: the networks could not be timed.
+    """
+    template = {t.workload: t.template for t in tasks}
+    variants = [
+        {w: (template[w], configs[v % len(configs)]) for w, configs in fields.items()}
+        for v in range(max(map(len, fields.values())))
+    ]
+    answer = farm.run_networks([plan] * len(variants), variants, rounds=ROUNDS)
+    if isinstance(answer, Failed):
+        raise TvmsepError(f"the networks were not timed: {answer.failure}: {answer.detail}")
+    every: dict[tuple[Workload, Config], list[float]] = {}
+    for variant, found in zip(variants, answer.kernels, strict=True):
+        for w, (_, config) in variant.items():
+            every.setdefault((w, config), []).extend(found[w])
+    return {at: statistics.median(seconds) for at, seconds in every.items()}
 
 
 def main() -> None:
@@ -66,7 +99,8 @@ def main() -> None:
     session.PLATEAU_TRIALS = args.trials
     args.logs.mkdir(parents=True, exist_ok=True)
     prepared = prepare(args.model, target=args.target, threads=args.threads)
-    tasks, target = prepared.tasks(), prepared.target
+    plan, target = prepared.plans[args.threads], prepared.target
+    tasks = plan.tasks(target)
     prior = {"cold": [], "warm": [t for t in load(args.warm) if t.measured]}
     with Farm(target) as farm:
         peak = farm.peak_flops_per_core()
@@ -84,29 +118,37 @@ def main() -> None:
                     )  # fmt: skip
                 unfinished.rename(path)
                 print(f"{path.name}: {len(measured(path))} trials", file=sys.stderr)
-    runs = {n: [measured(args.logs / f"{n}{s}.jsonl") for s in range(args.seeds)] for n in prior}
-    every = [run for found in runs.values() for run in found]
-    start = starts(tasks, target, every)
-    known = [t for t in tasks if task_key(t) in start]
-    best = dict(start)
-    for run in every:
-        for t in run:
-            if t.times_s and t.task_key in best:
-                best[t.task_key] = min(best[t.task_key], t.median_s)
-    print(
-        f"{args.model}, {len(known)} of {len(tasks)} tasks, threads {args.threads}, {target.name}"
-    )
+        runs = {
+            name: [
+                shipped(measured(args.logs / f"{name}{seed}.jsonl"), tasks, target, args.trials)
+                for seed in range(args.seeds)
+            ]
+            for name in prior
+        }
+        fields = {
+            t.workload: list(dict.fromkeys(
+                now[t.workload] for found in runs.values() for run in found for now in run
+            ))
+            for t in tasks
+        }  # fmt: skip
+        seconds = times(farm, plan, tasks, fields)
+    count = {t.workload: t.count for t in tasks}
+    limit = sum(n * min(seconds[w, c] for c in fields[w]) for w, n in count.items())
+    print(f"{args.model}, {len(tasks)} tasks, threads {args.threads}, {target.name}")
     until = {}
     for name, found in runs.items():
-        mine = [[t for t in run if t.task_key in best] for run in found]
-        curves = np.array([ratios_of(run, known, start, best, args.trials) for run in mine])
-        each = sorted(reached(list(c)) for c in curves)
+        curves = np.array(
+            [[sum(n * seconds[w, now[w]] for w, n in count.items()) / limit for now in run]
+             for run in found]
+        )  # fmt: skip
+        each = sorted(reached(list(c)) - 1 for c in curves)
         until[name] = each[len(each) // 2]
-        shown = [n for n in (20, 50, 100, 200, 400) if n <= args.trials]
-        ends = ", ".join(f"{np.median(curves[:, n - 1]):.3f} at {n}" for n in shown)
+        shown = [n for n in (0, 20, 50, 100, 200, 400) if n <= args.trials]
+        ends = ", ".join(f"{np.median(curves[:, n]):.3f} at {n}" for n in shown)
         print(f"{name}: within {NEAR - 1:.0%} of the best after {until[name]:g} trials "
               f"(seeds: {each[0]:g} to {each[-1]:g}); median {ends}")  # fmt: skip
-    print(f"warm takes {until['warm'] / until['cold']:.0%} of the cold trials")
+    if until["cold"]:
+        print(f"warm takes {until['warm'] / until['cold']:.0%} of the cold trials")
 
 
 if __name__ == "__main__":

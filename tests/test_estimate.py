@@ -16,9 +16,10 @@ from graph_kit import Net
 from tvmsep import api
 from tvmsep.contracts import Config, InputError, Target, Task, Workload
 from tvmsep.estimate import modelled
+from tvmsep.estimate.access import bank_turns
 from tvmsep.estimate.cpu import padded_macs
 from tvmsep.estimate.gpu import kernel_seconds
-from tvmsep.estimate.lowered import Kernel, _bank_turns, read_kernel
+from tvmsep.estimate.lowered import Kernel, read_kernel
 from tvmsep.estimate.pair import SAVED, model_pair
 from tvmsep.graph import fusible
 from tvmsep.logs import best_trials, chosen_by, read_log
@@ -102,7 +103,7 @@ def test_counts_of_a_kernel_are_those_of_its_loops(orin: Target) -> None:
 )  # fmt: skip
 def test_bank_conflicts(words: Any, width: int, turns: int) -> None:
     at = np.asarray(list(words), np.int64) * 4
-    assert _bank_turns(at, width) == turns
+    assert bank_turns(at, width) == turns
 
 
 def test_known_bad_configs_come_last(orin: Target) -> None:

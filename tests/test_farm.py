@@ -327,7 +327,7 @@ def test_an_odd_board_is_left_out_with_a_line(
         def reference(library: Path, target: Target, limit_s: float, slot: Slot) -> float:
             return 50e9 if slot.board.name == odd else 100e9
 
-        monkeypatch.setattr("tvmsep.measure.farm._reference", reference)
+        monkeypatch.setattr("tvmsep.measure.errands.reference", reference)
         with Farm(target, builders=1, tracker=tracker.place, key=KEY) as farm:
             assert farm.peak_flops_per_core() == 100e9
             (note,) = farm.notes

@@ -11,7 +11,8 @@ from typing import TYPE_CHECKING
 import msgspec
 
 from tvmsep.contracts import Gpu, Target
-from tvmsep.estimate.lowered import SECTOR, Kernel, read_kernel
+from tvmsep.estimate.access import SECTOR
+from tvmsep.estimate.lowered import Kernel, read_kernel
 from tvmsep.schedules.cuda.common import resident_blocks
 from tvmsep.schedules.cuda.limits import Counts, limit_seconds, repeated, total_seconds
 

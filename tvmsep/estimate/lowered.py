@@ -9,7 +9,7 @@ they hold in the middle block, at the first turn of every loop: an image's borde
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
@@ -17,43 +17,14 @@ import numpy as np
 from numpy.typing import NDArray
 
 from tvmsep.contracts import Target
-from tvmsep.estimate.index import Unknown, called, children, evaluate, kind_of, lanes, variables
+from tvmsep.estimate.access import WORD, Access, Loop, access, item_bytes
+from tvmsep.estimate.index import called, children, kind_of, lanes, variables
 
 if TYPE_CHECKING:
     from tvm import tirx
 
-SECTOR, LINE, BANKS, WORD = 32, 128, 32, 4
-"""Bytes that memory moves at once, of a cache line; banks of shared memory, bytes of each."""
 _SHORT = 32
 """Turns up to which the compiler unrolls a loop of its own accord."""
-_MOST_POINTS = 1 << 18
-"""Addresses that are looked at together; of more, whole turns of the outermost loops are left out
-and counted."""
-
-
-@dataclass(frozen=True)
-class Access:
-    """One load or store that stands in the kernel."""
-
-    buffer: str
-    scope: str
-    """`global`, `shared`, or `local` where registers cannot hold it."""
-    store: bool
-    times: int
-    """How often a thread does it."""
-    warps: int
-    """Warps of a block in which any thread does it."""
-    sectors: float
-    """32-byte sectors of a block's accesses at one time, all warps'."""
-    wavefronts: float
-    """Turns of the 128-byte data path for them: more than one a warp where banks or lines
-    collide."""
-    footprint: int
-    """Bytes of distinct sectors that a block touches over the kernel's run."""
-    window: int = 0
-    """The same in one turn of the outermost serial loop around the access."""
-    windows: int = 1
-    """Turns of that loop."""
 
 
 @dataclass
@@ -106,7 +77,7 @@ def read_kernel(func: tirx.PrimFunc, target: Target) -> Kernel:
     walk = _Walk()
     walk.kernel.pipelined = _pipelined(func.body)
     for param in lowered.params:
-        size = math.prod(int(d) for d in param.ty.shape) * _bytes(_dtype(param))
+        size = math.prod(int(d) for d in param.ty.shape) * item_bytes(_dtype(param))
         walk.kernel.sizes[str(param.name)] = size
         walk.params[hash(param)] = str(param.name)
     walk.statement(lowered.body, ())
@@ -142,22 +113,8 @@ def _dtype(node: Any) -> str:
     return str(getattr(getattr(node, "ty", None), "dtype", ""))
 
 
-def _bytes(dtype: str) -> int:
-    """Of one element; of a vector type, of all its lanes."""
-    scalar, _, many = dtype.partition("x")
-    digits = "".join(c for c in scalar if c.isdigit())
-    return int(digits or 8) // 8 * int(many or 1)
-
-
 def _width(dtype: str) -> int:
     return int(dtype.partition("x")[2] or 1)
-
-
-@dataclass(frozen=True)
-class _Loop:
-    var: int
-    extent: int
-    unrolled: bool
 
 
 @dataclass
@@ -172,7 +129,7 @@ class _Walk:
     params: dict[int, str] = field(default_factory=dict)
     """Names of the kernel's parameters, by their variables; and of those that flat views show."""
     names: dict[str, str] = field(default_factory=dict)
-    found: list[tuple[Any, Any, bool, tuple[_Loop, ...], tuple[Any, ...]]] = field(
+    found: list[tuple[Any, Any, bool, tuple[Loop, ...], tuple[Any, ...]]] = field(
         default_factory=list
     )
     """Buffer, index, whether stored, loops around, conditions around."""
@@ -181,7 +138,7 @@ class _Walk:
     widened: set[str] = field(default_factory=set)
     """Those of them whose values are used in another type: cast once, when they come."""
 
-    def statement(self, s: Any, loops: tuple[_Loop, ...]) -> None:
+    def statement(self, s: Any, loops: tuple[Loop, ...]) -> None:
         kind = kind_of(s)
         if kind == "SeqStmt":
             for part in s.seq:
@@ -204,7 +161,7 @@ class _Walk:
             self._store(s, loops)
         elif kind == "AllocBuffer":
             b = s.buffer
-            size = math.prod(int(d) for d in b.shape) * _bytes(_dtype(b))
+            size = math.prod(int(d) for d in b.shape) * item_bytes(_dtype(b))
             self.held[b.name], self.scopes[b.name] = size, str(b.scope())
         elif kind == "DeclBuffer":
             shown = [self.params[v] for v in variables(s.data) if v in self.params]
@@ -216,9 +173,9 @@ class _Walk:
         elif hasattr(s, "body"):
             self.statement(s.body, loops)
 
-    def _loop(self, s: Any, loops: tuple[_Loop, ...]) -> None:
+    def _loop(self, s: Any, loops: tuple[Loop, ...]) -> None:
         unrolled = int(s.kind) == 3
-        loop = _Loop(hash(s.loop_var), int(s.extent), unrolled)
+        loop = Loop(hash(s.loop_var), int(s.extent), unrolled)
         before, had, waited = len(self.found), self.kernel.rounds, self.kernel.waits
         computed = self.kernel.fmas
         inner = (*loops, loop)
@@ -241,7 +198,7 @@ class _Walk:
         scope = self.scopes.get(buffer.name, "global")
         return "shared" if scope.startswith("shared") else scope
 
-    def _store(self, s: Any, loops: tuple[_Loop, ...]) -> None:
+    def _store(self, s: Any, loops: tuple[Loop, ...]) -> None:
         index = s.indices[-1]
         self.found.append((s.buffer, index, True, loops, tuple(self.conditions)))
         self._value(s.value, loops)
@@ -255,7 +212,7 @@ class _Walk:
             sums = math.prod(x.extent for x in unrolled) * width
             self.kernel.ilp = max(self.kernel.ilp, sums)
 
-    def _value(self, expr: Any, loops: tuple[_Loop, ...], arithmetic: bool = True) -> None:
+    def _value(self, expr: Any, loops: tuple[Loop, ...], arithmetic: bool = True) -> None:
         """Note the loads and the arithmetic of an expression."""
         times = math.prod(x.extent for x in loops)
         self.kernel.fragments |= called(expr) == "tvm_mma_sync"
@@ -268,7 +225,7 @@ class _Walk:
                     self.kernel.fmas += times * _width(_dtype(cast))
         self._note(expr, loops)
 
-    def _note(self, expr: Any, loops: tuple[_Loop, ...]) -> None:
+    def _note(self, expr: Any, loops: tuple[Loop, ...]) -> None:
         if kind_of(expr) == "TensorLoad":
             found = (expr.source, expr.indices[-1], False, loops, tuple(self.conditions))
             self.found.append(found)
@@ -297,7 +254,7 @@ class _Walk:
             elif self.scopes[name] == "local":
                 own += size
         vectors = {
-            str(b.name): lanes(i) * _bytes(_dtype(b)) // WORD
+            str(b.name): lanes(i) * item_bytes(_dtype(b)) // WORD
             for b, i, stored, _, _ in self.found if not stored and self._scope(b) != "local"
         }  # fmt: skip
         k.registers = SPARE_REGISTERS + own // WORD + sum(vectors.values())
@@ -307,14 +264,14 @@ class _Walk:
             if scope == "local" and not self._spills(index, loops):
                 continue
             name = self.names.get(str(buffer.name), str(buffer.name))
-            access = _access(name, _dtype(buffer), scope, stored, index, loops, conditions, grid)
-            if access is not None:
-                k.accesses.append(access)
+            made = access(name, _dtype(buffer), scope, stored, index, loops, conditions, grid)
+            if made is not None:
+                k.accesses.append(made)
         if not any(a.scope == "global" and not a.store for a in k.accesses):
             return
         k.waits = max(k.waits, 0 if k.rounds else 1)
 
-    def _spills(self, index: Any, loops: tuple[_Loop, ...]) -> bool:
+    def _spills(self, index: Any, loops: tuple[Loop, ...]) -> bool:
         """Whether an array of a thread's own is indexed by what is known only at run time."""
         used = variables(index)
         return any(x.var in used and not x.unrolled and x.extent > _SHORT for x in loops)
@@ -366,103 +323,3 @@ def _operations(expr: Any) -> float:
     if kind == "TensorLoad":
         return 0.0
     return count + sum(map(_operations, children(expr)))
-
-
-def _access(
-    buffer: str, dtype: str, scope: str, stored: bool, index: Any, loops: Sequence[_Loop],
-    conditions: Sequence[Any], grid: Mapping[int, NDArray[Any]],
-) -> Access | None:  # fmt: skip
-    """What one load or store costs; None where no thread does it.
-
-    Loops are unrolled by the compiler, which then loads equal addresses once: a thread's distinct
-    addresses over them count, not its turns.
-    """
-    item = _bytes(dtype)
-    used = variables(index)
-    serial = [x for x in loops if not x.unrolled]
-    unrolled = [x for x in loops if x.unrolled and x.var in used]
-    zero = {x.var: np.zeros(1, np.int64) for x in loops}
-    every = max((len(v) for v in grid.values()), default=1)
-    try:
-        active = np.ones(every, bool)
-        for condition in conditions:
-            active &= np.broadcast_to(
-                np.asarray(evaluate(condition, {**zero, **grid}), bool), every
-            )
-    except Unknown:
-        active = np.ones(every, bool)
-    if not active.any():
-        return None
-    width = item * lanes(index)
-    turns = math.prod(x.extent for x in serial)
-    warps = int(active.reshape(-1, 32).any(1).sum()) if every % 32 == 0 else -(-every // 32)
-    if scope == "local":
-        words = width / WORD
-        return Access(buffer, scope, stored, turns * math.prod(x.extent for x in unrolled),
-                      warps, warps * 4 * words, warps * words, 0)  # fmt: skip
-    try:
-        at = np.broadcast_to(np.asarray(evaluate(index, {**zero, **grid}), np.int64), every) * item
-        steps = _points(index, unrolled, {**zero, **{v: a[:1] for v, a in grid.items()}})
-        times = turns * len(np.unique(steps))
-        footprint = _footprint(index, item, width, loops, zero, grid, active)
-        inside = [x for x in loops if x not in serial[:1]]
-        window = _footprint(index, item, width, inside, zero, grid, active)
-    except Unknown:  # a gather: every thread its own sector
-        rng = np.random.default_rng(0)
-        at, times = rng.integers(0, 1 << 24, every) * item, turns
-        footprint = window = SECTOR * every * turns
-    sectors = wavefronts = 0.0
-    for first in range(0, every, 32):
-        lines = at[first : first + 32][active[first : first + 32]]
-        if not len(lines):
-            continue
-        parts = lines[:, None] + np.arange(0, width, WORD)
-        if scope == "shared":
-            wavefronts += _bank_turns(lines, width)
-        else:
-            sectors += len(np.unique(parts // SECTOR))
-            wavefronts += max(len(np.unique(parts // LINE)), len(np.unique(parts)) * WORD / LINE)
-    return Access(buffer, scope, stored, times, warps, sectors, wavefronts, footprint, window,
-                  serial[0].extent if serial else 1)  # fmt: skip
-
-
-def _bank_turns(at: NDArray[Any], width: int) -> float:
-    """Turns that a warp's access to shared memory takes: a bank gives one word a turn.
-
-    Vectors go in parts of 128 bytes' worth of threads; equal words are given to all at once.
-    """
-    group = max(1, 32 * WORD // max(width, WORD))
-    turns = 0
-    for first in range(0, len(at), group):
-        words = np.unique((at[first : first + group, None] + np.arange(0, width, WORD)) // WORD)
-        turns += int(np.bincount(words % BANKS).max())
-    return turns
-
-
-def _points(
-    index: Any, loops: Sequence[_Loop], rest: Mapping[int, NDArray[Any]]
-) -> NDArray[np.int64]:
-    """The index for every combination of the loops, whatever `rest` holds of the others."""
-    values = dict(rest)
-    count = math.prod(x.extent for x in loops)
-    flat = np.arange(count, dtype=np.int64)
-    for x in reversed(loops):
-        values[x.var], flat = flat % x.extent, flat // x.extent
-    return np.atleast_1d(np.asarray(evaluate(index, values), np.int64))
-
-
-def _footprint(
-    index: Any, item: int, width: int, loops: Sequence[_Loop],
-    zero: Mapping[int, NDArray[Any]], grid: Mapping[int, NDArray[Any]], active: NDArray[Any],
-) -> int:  # fmt: skip
-    """Bytes of the distinct sectors that a block touches, at most."""
-    used = variables(index)
-    inner = [x for x in loops if x.var in used]
-    threads = {v: a[active] if len(a) == len(active) else a for v, a in grid.items()}
-    left_out = 1
-    while inner and math.prod(x.extent for x in inner) * int(active.sum()) > _MOST_POINTS:
-        left_out *= inner.pop(0).extent
-    columns = {v: np.atleast_1d(a)[:, None] for v, a in {**zero, **threads}.items()}
-    at = np.unique(_points(index, inner, columns))
-    sectors = np.unique((at * item)[:, None] // SECTOR + np.arange(-(-width // SECTOR)))
-    return int(len(sectors)) * SECTOR * left_out

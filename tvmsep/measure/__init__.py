@@ -8,8 +8,8 @@
 - `server`: the RPC server that survives its candidates;
 - `peak`, `bandwidth`: what the board can do at most;
 - `session`, `network`: the board's end, run in a worker: candidates alone, and in their network;
-- `slot`: one board at work; `dispatch`: the queue for all of them, and what happens when they go;
-  `roster`: which of them are used;
+- `slot`: one board at work; `errands`: what it is sent to do; `dispatch`: the queue for all of
+  them, and what happens when they go; `roster`: which of them are used;
 - `host`: which boards share a machine; `load`: what a machine does meanwhile;
 - `offline`: boards that measure nothing, for tests and for comparing strategies; `modelled`: one
   whose times come from a model;

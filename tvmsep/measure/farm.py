@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from functools import partial
 from pathlib import Path
@@ -14,17 +13,17 @@ import numpy as np
 
 from tvmsep.codegen.reference import Array
 from tvmsep.contracts import BoardError, Config, Failure, Target, Task, Workload
-from tvmsep.measure import bandwidth, builder, harness, peak, session
+from tvmsep.measure import bandwidth, builder, errands, harness, peak
 from tvmsep.measure.bandwidth import Bandwidth
 from tvmsep.measure.cluster import BuildersLost, Cluster
 from tvmsep.measure.dispatch import Dispatch, Job
-from tvmsep.measure.load import Load, between
+from tvmsep.measure.load import Load
 from tvmsep.measure.local import LOCAL_KEY, LocalServer
 from tvmsep.measure.lock import HostLock, Scratch
 from tvmsep.measure.network import RUNS, WARM_RUNS, NetworkJob, NetworkTimes
 from tvmsep.measure.results import Board, Built, Failed, Measured
-from tvmsep.measure.slot import LONG_SESSION_S, REMOTE_SESSION_S, Limits, Lost, Slot, Source
-from tvmsep.measure.worker import Pool, WorkerError, WorkerTimeout
+from tvmsep.measure.slot import LONG_SESSION_S, REMOTE_SESSION_S, Limits, Slot, Source
+from tvmsep.measure.worker import Pool, WorkerTimeout
 from tvmsep.targets import host_cores
 
 if TYPE_CHECKING:
@@ -32,8 +31,6 @@ if TYPE_CHECKING:
 
     from tvmsep.graph import Plan
 
-NETWORK_TIMEOUT_S = 120.0
-"""For compiling a whole network, and for a dozen runs of it."""
 DEVICE_NETWORK_TIMEOUT_S = 900.0
 """For compiling one for a GPU: its kernels take a second each, one after the other."""
 SURVEY_S = 60.0
@@ -241,7 +238,10 @@ class Farm:
             BoardError: a board cannot run as asked, or the host's lock was never free.
         """
         self._check_open()
-        jobs = [Job(partial(_measure, t, b, repeats), index=i) for i, (t, _, b) in enumerate(built)]
+        jobs = [
+            Job(partial(errands.measure, task, b, repeats), index=i)
+            for i, (task, _, b) in enumerate(built)
+        ]
         if not self.overlaps:
             return self._one_by_one(jobs)
         self._dispatch.submit(jobs)
@@ -346,7 +346,7 @@ class Farm:
         times = self.time_networks(job, rounds)
         if isinstance(times, Failed):
             return times
-        found = [_by_workload(p, steps) for p, steps in zip(plans, times.steps, strict=True)]
+        found = [errands.by_workload(p, steps) for p, steps in zip(plans, times.steps, strict=True)]
         return dataclasses.replace(times, kernels=found)
 
     def time_networks(self, job: NetworkJob, rounds: int) -> NetworkTimes | Failed:
@@ -358,7 +358,8 @@ class Farm:
         self._check_open()
         count = len(job.libraries)
         turns: list[int | None] = [*range(count), *([None] if job.whole else [])]
-        answer = self._ask(partial(_time_networks, job, self.target, turns, rounds), LONG_SESSION_S)
+        work = partial(errands.time_networks, job, self.target, turns, rounds)
+        answer = self._ask(work, LONG_SESSION_S)
         if isinstance(answer, Failed):
             return answer
         board, found = answer
@@ -386,7 +387,8 @@ class Farm:
                 (tvm.ir.save_json(m), self.target, dict(linked), self._scratch.path)
                 for m, linked in zip(modules, objects or [{}] * len(modules), strict=True)
             ]
-            limit_s = NETWORK_TIMEOUT_S if self.target.gpu is None else DEVICE_NETWORK_TIMEOUT_S
+            gpu = self.target.gpu is not None
+            limit_s = DEVICE_NETWORK_TIMEOUT_S if gpu else errands.NETWORK_TIMEOUT_S
             answers = self._pool.map(builder.build_network, calls, limit_s)
         for answer in answers:
             if not isinstance(answer, Path):
@@ -410,7 +412,7 @@ class Farm:
             BoardError: as `run`.
         """
         self._check_open()
-        answer = self._ask(partial(_time_turns, list(jobs), list(turns), self.target))
+        answer = self._ask(partial(errands.time_turns, list(jobs), list(turns), self.target))
         return answer  # type: ignore[no-any-return]
 
     def measure_turns(
@@ -430,7 +432,7 @@ class Farm:
         """
         self._check_open()
         jobs = [(task, b) for task, _, b in built]
-        answer = self._ask(partial(_measure_turns, jobs, list(turns)))
+        answer = self._ask(partial(errands.measure_turns, jobs, list(turns)))
         return answer  # type: ignore[no-any-return]
 
     def peak_flops_per_core(self) -> float:
@@ -443,7 +445,7 @@ class Farm:
             BoardError: no board answers, or it cannot run the target's code.
         """
         library = self._measuring_library(peak.build, self.target, self._scratch.path)
-        reference = partial(_reference, library, self.target, self._limits.run_s)
+        reference = partial(errands.reference, library, self.target, self._limits.run_s)
         try:
             flops = self._dispatch.survey(reference, SURVEY_S)
         except BoardError as exc:
@@ -460,7 +462,7 @@ class Farm:
         """
         library = self._measuring_library(bandwidth.build, self.target, threads, self._scratch.path)
         limit_s = self._limits.run_s
-        answer = self._ask(partial(_bandwidths, library, self.target, threads, limit_s))
+        answer = self._ask(partial(errands.bandwidths, library, self.target, threads, limit_s))
         if isinstance(answer, Failed):
             raise BoardError(f"its bandwidth cannot be measured: {answer.detail}")
         return list(answer)
@@ -495,79 +497,3 @@ class Farm:
     def board(self) -> Board:
         """One of those in use, or where it should be while none is."""
         return next(iter(self._dispatch.boards()), self._source.board)
-
-
-def _measure(task: Task, built: Built, repeats: int | None, slot: Slot) -> Measured | Failed:
-    return slot.measure(task, built, repeats)
-
-
-def _reference(library: Path, target: Target, limit_s: float, slot: Slot) -> float:
-    with slot.timing():
-        return float(slot.call(session.peak_flops, library, target, limit_s=limit_s))
-
-
-def _bandwidths(
-    library: Path, target: Target, threads: int, limit_s: float, slot: Slot
-) -> list[Bandwidth] | Failed:
-    try:
-        with slot.timing():
-            found = slot.call(session.bandwidths, library, target, threads, limit_s=limit_s)
-    except WorkerError as exc:
-        return slot.failed(exc)
-    return list(found)
-
-
-def _time_networks(
-    job: NetworkJob, target: Target, turns: list[int | None], rounds: int, slot: Slot
-) -> tuple[str, dict[int | None, list[Array]]] | Failed:
-    """Seconds of each step by variant, and on which board; all turns on the same one."""
-    found: dict[int | None, list[Array]] = {turn: [] for turn in turns}
-    try:
-        with slot.timing():
-            slot.call(session.open_network, job, target, limit_s=NETWORK_TIMEOUT_S)
-            for turn in turns * rounds:
-                times = slot.call(session.time_network, turn, limit_s=NETWORK_TIMEOUT_S)
-                found[turn].append(times)
-    except WorkerError as exc:
-        return slot.failed(exc)
-    return slot.board.name, found
-
-
-def _renew(slot: Slot) -> None:
-    """Our server forks a child for each session: a fresh session is a fresh process."""
-    slot.drop()
-    if why := slot.connect(LONG_SESSION_S):
-        raise Lost("link_lost", why)
-
-
-def _measure_turns(
-    jobs: list[tuple[Task, Built]], turns: list[int], slot: Slot
-) -> tuple[list[Measured | Failed], Load]:
-    _renew(slot)
-    begin, before = time.monotonic(), slot.reading()
-    answers = [slot.measure(*jobs[i], None) for i in turns]
-    load = between(before, slot.reading(), time.monotonic() - begin)
-    # On this host the check of outputs is our own work, and cannot be told from that of others.
-    return answers, dataclasses.replace(load, others=None) if slot.board.local else load
-
-
-def _time_turns(
-    jobs: list[NetworkJob], turns: list[int], target: Target, slot: Slot
-) -> tuple[list[Array], list[list[Array]], Load] | Failed:
-    _renew(slot)
-    try:
-        with slot.timing():
-            limit_s = NETWORK_TIMEOUT_S * (len(jobs) + len(turns))
-            found = slot.call(session.time_turns, jobs, turns, target, limit_s=limit_s)
-    except WorkerError as exc:
-        return slot.failed(exc)
-    return found  # type: ignore[no-any-return]
-
-
-def _by_workload(plan: Plan, times: Array) -> dict[Workload, tuple[float, ...]]:
-    """Seconds of each workload in each run, averaged over its steps, from seconds of each step."""
-    at: dict[Workload, list[int]] = {}
-    for i, step in enumerate(plan.steps):
-        if step.workload is not None:
-            at.setdefault(step.workload, []).append(i)
-    return {w: tuple(times[:, places].mean(axis=1).tolist()) for w, places in at.items()}
