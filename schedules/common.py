@@ -32,6 +32,11 @@ def accumulator_limit(t: Target, tile_oc: int) -> int:
     return t.vector_registers - spare
 
 
+def few_registers(t: Target) -> bool:
+    """Whether few accumulators fit, for two multiply-adds a cycle: few tiles are good then."""
+    return t.vector_registers <= 16 and t.fma_per_cycle >= 2 and not t.lane_operand
+
+
 def tile_cost(t: Target, block: int, tile_p: int, tile_oc: int, *, folds: bool = True) -> float:
     """Predicted cycles per FMA, relative to the peak, of a register tile of a matrix product.
 
@@ -39,8 +44,8 @@ def tile_cost(t: Target, block: int, tile_p: int, tile_oc: int, *, folds: bool =
     and each weight vector is a load, of which a core does two a cycle (of its native width); and
     LLVM spills. It loads all broadcasts of a step first, so they count beside the weights; where
     they fold into the FMA nothing spills, and yet more accumulators than hide the latency cost a
-    little. The small terms are fitted to some 2000 measured configs of four networks on Zen 4.
-    `folds` is false where the pixels do not lie so that a broadcast could fold.
+    little. The small terms are fitted to some 2000 measured configs of four networks on Zen 4,
+    those of few registers to 3000 on Zen 3. `folds` is false where the pixels do not lie so that a broadcast could fold.
     """
     acc = tile_p * tile_oc
     if t.lane_operand:
@@ -51,7 +56,10 @@ def tile_cost(t: Target, block: int, tile_p: int, tile_oc: int, *, folds: bool =
     folded = folds and t.broadcast_operand and tile_oc == 1
     scalars = acc if folded else tile_p
     loads = max(1.0, (tile_oc + scalars) / acc * rate / 2)
-    if t.vector_registers >= 32:
+    if few_registers(t):  # on Zen 3 none of those beyond what hides the latency gained anything
+        spill = 1.0 + max(0, acc - 12) * 0.1
+        margin = 0.01 * acc
+    elif t.vector_registers >= 32:
         live = acc + tile_oc + (1 if folded else tile_p)
         spill = 1.0 + max(0, live - t.vector_registers) * 0.1
         want = 2 * t.fma_latency_cycles * rate  # no slack is left with half of it
@@ -59,7 +67,7 @@ def tile_cost(t: Target, block: int, tile_p: int, tile_oc: int, *, folds: bool =
         margin += 0.0 if folded else 0.3 * wide / acc
     else:
         spill = 1.0 + max(0, acc - 12) * 0.1
-        margin = 0.01 * acc  # on Zen 3 none of those beyond what hides the latency gained anything
+        margin = 0.3 / acc
     return stall * loads * spill * (1 + margin)
 
 

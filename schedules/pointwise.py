@@ -28,15 +28,15 @@ Strategy
 
 Why it is fast
     One FMA a cycle needs `fma_latency * fma_per_cycle` independent accumulators and at most one
-    load an FMA; 12 to 28 accumulators do both. Rows against channels: a consumer that splits its
+    load an FMA; 8 to 28 accumulators do both. Rows against channels: a consumer that splits its
     input the same way finds it in its own L2. The pixels of 224x224 networks are powers of two and
     49s: among 16 registers 49 leaves 7 by one, which loads too much; 4 by 2 with a last tile that
     begins earlier computes 6 % twice and was 15 to 35 % faster on Zen 3.
 
 Tried and lost
-    Six by two on AVX2, 12 accumulators and two loads for three multiply-adds: 98 % of the peak out
-    of L1, as 4 by 2 and 5 by 2 do; over whole layers 5 to 30 % slower than 4 by 2, whose pixels are
-    a pair of cache lines.
+    As a default, six by two on AVX2, 12 accumulators and two loads for three multiply-adds: 98 % of
+    the peak out of L1, as 4 by 2 and 5 by 2 reach; over whole layers 5 to 30 % slower than 4 by 2,
+    whose pixels are a pair of cache lines.
     28 accumulators with two output blocks, 27 with three: LLVM spills, 25 to 60 % slower.
     Prefetching the next weight panel while the present one is used, to L1 or L2: 2 to 3 % faster
     on one 7x7 layer of six, up to 12 % slower on the others. The hardware does it.
@@ -53,6 +53,7 @@ from tvmsep.schedules.common import (
     accumulator_limit,
     divisors,
     epilogue_inputs,
+    few_registers,
     finish_tile,
     item_bytes,
     prim_func,
@@ -76,34 +77,29 @@ def _pixel_run(w: Workload) -> int:
     return w.oh * w.ow if (w.sh, w.sw) == (1, 1) else w.ow
 
 
-def _few_registers(t: Target) -> bool:
-    """Whether accumulators are so scarce that few tiles are good ones."""
-    return t.vector_registers <= 16 and not t.lane_operand
-
-
 def _pixel_tiles(w: Workload, t: Target) -> tuple[int, ...]:
     """Pixels of a tile: numbers that divide them and, where registers are few, others.
 
     Those compute up to an eighth of the pixels twice; with a scale or strides none do.
     """
     even = divisors(_pixel_run(w), t.vector_registers)
-    if not _few_registers(t) or w.scaled or (w.sh, w.sw) != (1, 1):
+    if not few_registers(t) or w.scaled or (w.sh, w.sw) != (1, 1):
         return even
     pixels = w.oh * w.ow
     uneven = [p for p in (4, 5, 6) if p < pixels and _tiles(w, p) * p <= pixels * 9 / 8]
     return tuple(sorted({*even, *uneven}))
 
 
-def _few_cost(w: Workload, tile_p: int, tile_oc: int) -> float:
+def _few_cost(w: Workload, t: Target, tile_p: int, tile_oc: int) -> float:
     """What a register tile costs beside its multiply-adds, relative, where registers are few.
 
     Some 100 cycles surround a tile: its loop, the epilogue, a mispredicted branch. Pixels that
     begin or end within a cache line cost a little, and so do tiles that do not divide the pixels.
     Fitted to 3000 configs of four networks on Zen 3.
     """
-    tile, line = tile_p * item_bytes(w) * w.in_block, 64
+    tile, line = tile_p * item_bytes(w) * w.in_block * w.in_run, 64
     split_lines = (line - math.gcd(tile, line)) / tile
-    around = 100 / (w.ic * tile_p * tile_oc / 2)
+    around = 100 * t.fma_per_cycle / (w.ic * tile_p * tile_oc)
     uneven = 1.08 if _pixel_run(w) % tile_p else 1.0
     return (1 + around) * (1 + 0.2 * split_lines) * uneven
 
@@ -125,6 +121,8 @@ def _places(w: Workload, c: Config) -> Callable[[Any], Any]:
     tile, pixels = _tile(c), w.oh * w.ow
     if pixels % tile == 0:
         return lambda p: p
+    if tile > pixels:
+        raise ValueError(f"tile_p={tile} for an image of {pixels} pixels")
     return lambda p: te.min(te.indexdiv(p, tile) * tile, pixels - tile) + te.indexmod(p, tile)
 
 
@@ -247,7 +245,7 @@ class Pointwise:
             tiles = _tiles(w, p) * (w.out_blocks // o) * w.n
             balance = -(-tiles // threads) * threads / tiles * (_tiles(w, p) * p / pixels)
             slow = 1.2 if _by_hand(t) and not fits_by_halves(w, t, p, o) else 1.0
-            slow *= _few_cost(w, p, o) if _few_registers(t) else 1.0
+            slow *= _few_cost(w, t, p, o) if few_registers(t) else 1.0
             return (tile_cost(t, w.out_block, p, o) * balance * slow, -p)
 
         tiles = [
@@ -259,7 +257,7 @@ class Pointwise:
         weights = item_bytes(w) * w.in_blocks * w.in_block * w.out_blocks * w.out_block
         rows = w.out_split == "rows" if threads > 1 else weights <= t.l2_bytes // 2
         loop, chunks, unroll = "px" if rows else "oc", 1, w.in_block if t.lane_operand else 1
-        if rows and _few_registers(t) and w.ic < _SHORT:  # plain loops over short tiles
+        if rows and few_registers(t) and w.ic < _SHORT:  # plain loops over short tiles
             least, most = max(2, threads), _tiles(w, tile_p)
             counts = [c for c in _chunk_counts(threads) if c >= least and most % c == 0]
             loop, chunks = ("px.oc", counts[0]) if counts else (loop, chunks)
@@ -336,6 +334,8 @@ class Pointwise:
             self._scale(sch, w, chunk)
         finish_tile(sch, (oi, pi), o)  # 3.
         if (w.oh * w.ow) % tile_p:  # 5.
+            # Two tiles, of two threads even, may write a pixel: the same sum in the same order,
+            # by whole vectors, and never read here. No output may lie in its residual's place.
             place = _places(w, c)
             sch.transform_layout(
                 out, ("write", 0), lambda n, ob, p, o: (n, ob, place(p), o),

@@ -239,6 +239,13 @@ def test_armv7_fuses_and_does_not_fall_back_to_scalars() -> None:
     assert not [x for x in loop.code if x.startswith(("vmul", "vmla"))]
 
 
+@pytest.mark.parametrize("ic", [16, 96, 1024])
+def test_armv7_uses_each_load_more_than_once(ic: int) -> None:
+    target = load_target("armv7-neon")
+    default = TEMPLATES["pointwise"].default(pointwise(ic, 14, 512), target, target.cores)
+    assert default.int("tile_p") * default.int("tile_oc") >= 8
+
+
 def test_a_scale_is_applied_within_a_chunk_where_loads_are_placed_by_hand() -> None:
     target = load_target("rpi3")
     w = msgspec.structs.replace(pointwise(96, 14, 64), scaled=True)

@@ -16,8 +16,7 @@ from tvmsep.compiler import emit
 from tvmsep.contracts import Config, Target, Workload
 from tvmsep.frontends import load_model
 from tvmsep.graph import Plan, from_relax, make_plan, normalise
-from tvmsep.measure import Built, Failed, Farm, builder, harness
-from tvmsep.measure import farm as farm_module
+from tvmsep.measure import Built, Failed, Farm, builder, errands, harness
 from tvmsep.measure.network import RUNS
 from tvmsep.schedules import TEMPLATES
 from tvmsep.targets import load_target
@@ -80,7 +79,7 @@ def test_too_slow_a_network_is_a_failure(
     farm: Farm, target: Target, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     plan, choices = network(target, 1)
-    monkeypatch.setattr(farm_module, "NETWORK_TIMEOUT_S", 1e-4)
+    monkeypatch.setattr(errands, "NETWORK_TIMEOUT_S", 1e-4)
     answer = farm.run_networks([plan] * 2, choices, rounds=1)
     assert isinstance(answer, Failed) and "0.0001 s" in answer.detail
     monkeypatch.undo()

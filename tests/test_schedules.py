@@ -12,7 +12,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from workload_kit import ACTS, workloads
 
-from tvmsep.codegen import example_inputs, kernel, reference, relative_error
+from tvmsep.codegen import example_inputs, kernel, reference, relative_error, unscheduled
 from tvmsep.contracts import Config, Space, Target, Workload
 from tvmsep.graph.plan import choose_block, choose_split, layouts, vectors_of
 from tvmsep.schedules import CPU, TEMPLATES, template_for
@@ -103,10 +103,37 @@ def test_equals_numpy(name: str, target_name: str) -> None:
     assert len({layout for layout, _ in seen}) > 1
 
 
+@pytest.mark.skipif("x86-avx2" not in RUNNABLE, reason="needs a target with few registers")
+@pytest.mark.parametrize("layout", ["", "nhwc"])
+@pytest.mark.parametrize(("size", "n", "threads"), [(7, 2, 2), (7, 1, 1), (9, 1, 3), (14, 1, 2)])
+def test_tiles_need_not_divide_the_pixels(size: int, n: int, threads: int, layout: str) -> None:
+    target, template = load_target("x86-avx2"), TEMPLATES["pointwise"]
+    blocks = choose_block(16, target, layout), choose_block(48, target, layout)
+    w = Workload(
+        op="pointwise", n=n, ic=16, ih=size, iw=size, oc=48, in_block=blocks[0],
+        out_block=blocks[1], epilogue=("bias", "relu6", "add"),
+        out_split=choose_split(size, size, threads),
+    )  # fmt: skip
+    w = in_vectors(w, target)
+    configs = template.space(w, target, threads).configs()
+    uneven = {
+        (c["loop"], c["tile_p"], c["chunks"]): c for c in configs if size**2 % c.int("tile_p")
+    }
+    assert {tile for _, tile, _ in uneven} >= {4, 5} - {d for d in (4, 5) if size**2 % d == 0}
+    for config in uneven.values():
+        check(w, target, config)
+    some = next(iter(uneven.values()))
+    whole = unscheduled(w, target, "pointwise", some).params[-1].ty.shape
+    assert tuple(map(int, whole)) == w.out_shape
+
+
 @pytest.mark.parametrize("name", target_names())
 def test_defaults_lie_in_their_space_for_real_layers(name: str) -> None:
     target = load_target(name)
-    for ic, oc, size in ((32, 64, 112), (24, 144, 56), (40, 240, 28), (96, 576, 14), (960, 160, 7)):
+    for ic, oc, size in (
+        (32, 64, 112), (24, 144, 56), (40, 240, 28), (96, 576, 14), (960, 160, 7),
+        (32, 16, 112), (21, 35, 2), (64, 32, 1),
+    ):  # fmt: skip
         for op in ("pointwise", "depthwise"):
             w = Workload(
                 op=op,  # type: ignore[arg-type]
@@ -119,7 +146,7 @@ def test_defaults_lie_in_their_space_for_real_layers(name: str) -> None:
             )  # fmt: skip
             template = template_for(w, target)
             assert template is not None and template.name in (op, f"cuda_{op}")
-            for threads in (1, 2, 4, 8) if target.gpu is None else (1,):
+            for threads in (1, 2, 3, 4, 8) if target.gpu is None else (1,):
                 default = template.default(w, target, threads)
                 assert default in template.space(w, target, threads), (w.label, threads, default)
 

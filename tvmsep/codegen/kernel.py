@@ -18,8 +18,8 @@ def unscheduled(w: Workload, t: Target, template: str, c: Config) -> tirx.PrimFu
     """The maths alone, with the parameters that `kernel` has: for another's scheduler."""
     from tvm import s_tir
 
-    if "tile_p" in c:  # whole tiles of pixels may be more than there are
-        c = Config(c, tile_p=1)
+    if t.gpu is None:  # pointwise's whole tiles may hold more pixels than there are
+        c = Config({knob: value for knob, value in c.items() if knob != "tile_p"})
     sch = s_tir.Schedule(TEMPLATES[template].compute(w, t, c), error_render_level="none")
     if len(sch.mod["main"].params[-1].ty.shape) > len(
         w.out_shape
