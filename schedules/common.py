@@ -45,7 +45,8 @@ def tile_cost(t: Target, block: int, tile_p: int, tile_oc: int, *, folds: bool =
     LLVM spills. It loads all broadcasts of a step first, so they count beside the weights; where
     they fold into the FMA nothing spills, and yet more accumulators than hide the latency cost a
     little. The small terms are fitted to some 2000 measured configs of four networks on Zen 4,
-    those of few registers to 3000 on Zen 3. `folds` is false where the pixels do not lie so that a broadcast could fold.
+    those of few registers to 3000 on Zen 3. `folds` is false where the pixels do not lie so that a
+    broadcast could fold.
     """
     acc = tile_p * tile_oc
     if t.lane_operand:
