@@ -17,7 +17,7 @@ from tvmsep.compare import board as there
 from tvmsep.compare import run
 from tvmsep.contracts import BoardError
 from tvmsep.measure import Farm
-from tvmsep.measure.farm import _renew
+from tvmsep.measure.errands import _renew
 from tvmsep.measure.load import Load, between
 from tvmsep.measure.slot import Slot
 from tvmsep.targets import load_target

@@ -146,6 +146,8 @@ def test_a_bundle_of_an_earlier_tvmsep_is_to_be_built_again(bundle: Path) -> Non
         parse_relax(text.replace("tvmsep.workload", "tvmsep.unknown"), bundle)
     with pytest.raises(BundleError, match="inspect MODEL --roofline"):
         parse_relax(text[: len(text) // 2], bundle)
+    with pytest.raises(BundleError, match="inspect MODEL --roofline"):
+        parse_relax(text[: text.index("@R.function")].rstrip() + "\n", bundle)
 
 
 def test_a_variant_that_is_not_there(bundle: Path) -> None:
