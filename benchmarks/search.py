@@ -97,20 +97,12 @@ def curve(
                 trials=trials, seed=seed, strategy=strategy, prior=prior,
             )  # fmt: skip
             found = [t for t in records.trials if t.phase == "search"]
-    return ratios_of(found[:trials], known, start, best, trials)
-
-
-def ratios_of(
-    found: list[Trial], tasks: list[Task], start: dict[str, float], best: dict[str, float],
-    trials: int,
-) -> list[float]:  # fmt: skip
-    """The network's time over the best after each trial, `trials` of them."""
-    limit = network_s(tasks, best)
+    limit = network_s(known, best)
     now, ratios = dict(start), []
-    for t in found:
+    for t in found[:trials]:
         if t.times_s:
             now[t.task_key] = min(now[t.task_key], t.median_s)
-        ratios.append(network_s(tasks, now) / limit)
+        ratios.append(network_s(known, now) / limit)
     return ratios + [ratios[-1]] * (trials - len(ratios))
 
 

@@ -127,6 +127,15 @@ def test_tiles_need_not_divide_the_pixels(size: int, n: int, threads: int, layou
     assert tuple(map(int, whole)) == w.out_shape
 
 
+@pytest.mark.parametrize(("ic", "oc"), [(1024, 1024), (960, 160)])
+def test_few_registers_do_not_take_a_row_of_seven_pixels(ic: int, oc: int) -> None:
+    target = load_target("x86-avx2")
+    w = Workload(op="pointwise", ic=ic, ih=7, iw=7, oc=oc, in_block=8, out_block=8)
+    default = TEMPLATES["pointwise"].default(w, target, 1)
+    tile_p, tile_oc = default.int("tile_p"), default.int("tile_oc")
+    assert tile_p + tile_oc < tile_p * tile_oc, "more loads than multiply-adds"
+
+
 @pytest.mark.parametrize("name", target_names())
 def test_defaults_lie_in_their_space_for_real_layers(name: str) -> None:
     target = load_target(name)
