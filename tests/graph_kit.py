@@ -366,11 +366,12 @@ _LAYERS = (
 )  # fmt: skip
 
 
-def random_network(seed: int, depth: int = 6) -> onnx.ModelProto:
+def random_network(seed: int, depth: int = 6, batch: int | None = None) -> onnx.ModelProto:
     """A small network that holds most of what real ones do; the same for the same seed."""
     net = Net(seed)
     rng = net.rng
-    batch, c = int(rng.choice([1, 1, 2, 3])), int(rng.choice(CHANNELS))
+    drawn, c = int(rng.choice([1, 1, 2, 3])), int(rng.choice(CHANNELS))
+    batch = batch or drawn
     size = [int(s) for s in rng.integers(5, 21, 2)]
     start = x = net.input(batch, c, *size)
     outputs: list[str] = []
@@ -414,7 +415,7 @@ def random_network(seed: int, depth: int = 6) -> onnx.ModelProto:
 def defaults(plan: Plan, target: Target) -> dict[Workload, tuple[str, Config]]:
     """The analytic config of every workload."""
     return {
-        t.workload: (t.template, TEMPLATES[t.template].default(t.workload, target, plan.threads))
+        t.workload: (t.template, TEMPLATES[t.template].default(t.workload, target, t.threads))
         for t in plan.tasks(target)
     }
 
@@ -452,7 +453,7 @@ def run_tensors(library: bytes, plan: Plan, inputs: Sequence[Array]) -> tuple[li
         path = Path(folder) / "lib.so"
         path.write_bytes(library)
         vm = relax.VirtualMachine(tvm.runtime.load_module(str(path)), tvm.cpu())
-        arguments = [*inputs, *plan.params.values()]
+        arguments = [*inputs, *plan.all_params.values()]
         given = [tvm.runtime.tensor(np.ascontiguousarray(a)) for a in arguments]
         result = vm["main"](*given)
     return given, [result] if hasattr(result, "numpy") else list(result)

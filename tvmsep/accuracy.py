@@ -337,7 +337,7 @@ def layer_errors(
 
     threads = next(iter(prepared.plans))
     graph = normalise(from_relax(prepared.imported.module))
-    kernels = {s.output for s in prepared.replan(graph, threads).steps if s.workload}
+    kernels = {s.output for s in prepared.replan(graph, threads).all_steps if s.workload}
     layers = [n for n in graph.nodes if n in kernels]
     exact = from_relax(prepared.imported.module)
     settle_transposes(exact)  # a layer that was moved has its moved shape in both
@@ -350,13 +350,13 @@ def layer_errors(
     plan = prepared.replan(graph, threads, layers)
     with Package(bundle) as package:
         weights = package.weights(which)
-    for name, own in plan.params.items():
+    for name, own in plan.all_params.items():
         if name not in weights or weights[name].shape != own.shape:
             return [LayerReport(name.rpartition(".")[0], float("inf"))]
     configs, _, _ = choose_configs(prepared, plan, _winners(bundle))
     library = compile_library(lower(emit(plan, prepared.target, configs), prepared.target),
                               prepared.target)  # fmt: skip
-    got = _run(library, inputs, [weights[n] for n in plan.params], threads)
+    got = _run(library, inputs, [weights[n] for n in plan.all_params], threads)
     return [
         LayerReport(name, relative_errors([g.reshape(w.shape)], [w]))
         for name, g, w in zip(layers, got, want, strict=True)

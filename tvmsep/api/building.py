@@ -303,13 +303,13 @@ def _compile(
         lowered = lower(module, prepared.target)
         libraries[count] = compile_library(lowered, prepared.target)
         texts[count] = module.script(show_meta=False)
-        ram[count] = peak_bytes(lowered) + sum(a.nbytes for a in plan.params.values())
+        weights = weights or plan.all_params
+        ram[count] = peak_bytes(lowered) + sum(a.nbytes for a in weights.values())
         if total is not None:
             estimates[count] = total
         used += lines
         grounds += [b.trial for b in compared]
         tasks += len(configs)
-        weights = weights or dict(plan.params)
     tensors = [
         [TensorInfo(name=t.name, shape=t.shape, dtype=t.dtype) for t in side]
         for side in (prepared.imported.inputs, prepared.imported.outputs)

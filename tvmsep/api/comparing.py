@@ -53,7 +53,7 @@ def compare(
             **how,
         )  # fmt: skip
     prepared = _of_kernel(entrants, model, target, threads, shapes)
-    plans = {n: [p for p in prepared.candidates() if p.threads == n] for n in prepared.plans}
+    plans = {n: prepared.candidates(n) for n in prepared.plans}
     return run.compare_kernels(entrants, plans, prepared.target, task=task, layer=layer, **how)
 
 
@@ -88,7 +88,7 @@ def diff(
 
     counts = None if threads is None else [threads]
     prepared = _of_kernel([a, b], model, target, counts, shapes)
-    found = find_task(prepared.candidates(), prepared.target, task, layer)
+    found = find_task(prepared.networks(), prepared.target, task, layer)
     one, two = choose([a, b], found, prepared.target)
     return listings(one, two, prepared.target)
 

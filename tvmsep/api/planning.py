@@ -40,34 +40,43 @@ class Prepared:
     """Of activations, one of `tvmsep.graph.layouts`; empty for a CPU's default."""
     dtype: str = "float32"
     """Of weights, and of activations between kernels."""
+    by_image: bool = True
+    """Whether a batch is planned by its images; see `make_plan`."""
 
     def replan(self, graph: Graph, threads: int, returned: Sequence[str] | None = None) -> Plan:
         """Another graph, or other outputs, planned as this was; see `make_plan`."""
         from tvmsep.graph import make_plan
 
         return make_plan(
-            graph, self.target, threads, returned, layout=self.layout, dtype=self.dtype
-        )
+            graph, self.target, threads, returned, layout=self.layout, dtype=self.dtype,
+            by_image=self.by_image,
+        )  # fmt: skip
 
     @property
     def title(self) -> str:
         """Its inputs."""
         return ", ".join(map(str, self.imported.inputs))
 
-    def candidates(self) -> list[Plan]:
-        """Of each thread count the plan, and the one with all fused that can be, if any can."""
+    def candidates(self, threads: int) -> list[Plan]:
+        """Of a thread count the plan, and the one with all fused that can be, if any can."""
         from tvmsep.graph import fuse, fusible
 
-        plans = []
-        for plan in self.plans.values():
-            pairs = fusible(plan, self.target)
-            plans += [plan, fuse(plan, self.target, pairs)] if pairs else [plan]
-        return plans
+        plan = self.plans[threads]
+        pairs = fusible(plan, self.target)
+        return [plan, fuse(plan, self.target, pairs)] if pairs else [plan]
+
+    def networks(self) -> list[Plan]:
+        """The candidates that time kernels in a network, those of equal kernels once."""
+        plans: dict[tuple[int, tuple[Workload | None, ...]], Plan] = {}
+        for n in self.plans:
+            for plan in self.candidates(n):
+                plans.setdefault((plan.threads, tuple(s.workload for s in plan.steps)), plan)
+        return list(plans.values())
 
     def tasks(self) -> list[Task]:
         """All tasks of all thread counts, those of fused kernels too."""
         found: dict[tuple[Workload, int], Task] = {}
-        for plan in self.candidates():
+        for plan in [p for n in self.plans for p in self.candidates(n)]:
             for task in plan.tasks(self.target):
                 found.setdefault((task.workload, task.threads), task)
         return list(found.values())
@@ -83,6 +92,7 @@ def prepare(
     params: str | os.PathLike[str] | None = None,
     layout: str | None = None,
     dtype: str | None = None,
+    by_image: bool = True,
 ) -> Prepared:
     """Import a model and plan it.
 
@@ -99,6 +109,7 @@ def prepare(
         dtype: `float32` (the default), or `float16` on a GPU and on CPUs that compute in it: of
             weights, and of activations between kernels. Inputs and outputs stay as the model has
             them.
+        by_image: False for kernels that each compute a whole batch; see `make_plan`.
 
     Raises:
         ModelError: the model cannot be read or holds something unsupported.
@@ -125,7 +136,7 @@ def prepare(
             )
     imported = load_model(model, shapes=shapes, example_inputs=example_inputs, params=params)
     graph = from_relax(imported.module)
-    prepared = Prepared(imported, graph, hardware, {}, layout, dtype)
+    prepared = Prepared(imported, graph, hardware, {}, layout, dtype, by_image)
     for n in counts:
         prepared.plans[n] = prepared.replan(normalise(from_relax(imported.module)), n)
     return prepared

@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import os
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from tvmsep.api.building import Report, check_labels, make_bundle
-from tvmsep.api.planning import Shapes, check_writable, must_fit, prepare, prepare_all
+from tvmsep.api.planning import Prepared, Shapes, check_writable, must_fit, prepare, prepare_all
 from tvmsep.contracts import (
     BoardError,
     InputError,
@@ -17,6 +17,7 @@ from tvmsep.contracts import (
     Trial,
 )
 from tvmsep.contracts.trial import MODELLED
+from tvmsep.contracts.words import counted
 
 if TYPE_CHECKING:
     from tvmsep.contracts.preprocess import Preprocess
@@ -110,10 +111,12 @@ def tune(
                 which = "" if len(several) == 1 else f" of {prepared.title}"
                 count = len(prepared.tasks())
                 say(f"{count} tasks{which} for {hardware.name}; log {records.path}")
+                for line in _about_batches(prepared):
+                    say(line)
                 peak, left = farm.peak_flops_per_core(), len(several) - number
                 result = tune_tasks(
                     prepared.tasks(), hardware, farm, records,
-                    peak_flops_per_core=peak, plans=prepared.candidates(),
+                    peak_flops_per_core=peak, plans=prepared.networks(),
                     budget_s=None if budget_s is None
                     else max(1.0, started + budget_s - time.monotonic()) / left,
                     trials=None if trials is None else -(-(trials - done) // left),
@@ -211,6 +214,18 @@ def search(
             budget_s=budget_s, trials=trials, seed=seed, strategy=strategy, prior=prior,
             progress=progress,
         )  # fmt: skip
+
+
+def _about_batches(prepared: Prepared) -> Iterator[str]:
+    """What is tuned where a batch is computed by its images."""
+    for n, plan in prepared.plans.items():
+        if plan.batch > 1:
+            head = ", and the layers behind the last image" if plan.head else ""
+            yield (
+                f"on {counted('thread', n)} a batch of {plan.batch} is computed "
+                f"{counted('image', plan.images)} at a time: tuned is one image on "
+                f"{counted('thread', plan.threads)}{head}"
+            )
 
 
 def _prior(warm_start: Sequence[str | os.PathLike[str]] | None, target: Target) -> list[Trial]:

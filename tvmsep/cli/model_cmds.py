@@ -350,8 +350,9 @@ def inspect(
         threads=[threads] if threads else None,
         shapes=options.shapes(shape),
         params=params,
+        by_image=roofline or cycles,
     )
-    (plan,) = prepared.plans.values()
+    ((count, plan),) = prepared.plans.items()
     if savings:
         from tvmsep.cli.savings import show_savings
 
@@ -359,7 +360,7 @@ def inspect(
     elif roofline:
         from tvmsep.cli.profile_table import show_roofline
 
-        show_roofline(prepared, plan, log, as_json)
+        show_roofline(prepared, count, log, as_json)
     elif cycles:
         from tvmsep.cli.cycle_table import show_cycles
 

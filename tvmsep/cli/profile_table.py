@@ -12,7 +12,6 @@ from tvmsep.cli.table import print_table
 from tvmsep.compiler import emit
 from tvmsep.contracts.trial import EMULATED_NOTE, is_emulated
 from tvmsep.contracts.words import counted
-from tvmsep.graph import Plan
 from tvmsep.logs import chosen_by
 from tvmsep.measure import Farm
 from tvmsep.measure.network import random_inputs
@@ -20,23 +19,24 @@ from tvmsep.profile import LOW, Profile, profile_module
 from tvmsep.tuner.fusion import choose_plan
 
 
-def show_roofline(prepared: Prepared, plan: Plan, log: Path | None, as_json: bool) -> None:
+def show_roofline(prepared: Prepared, threads: int, log: Path | None, as_json: bool) -> None:
     """Time the network with the configs that `build` would take, and print the table.
 
     Raises:
         TargetError: the target's code does not run here.
         BoardError: the network cannot be compiled, or run.
     """
-    target = prepared.target
+    target, plan = prepared.target, prepared.plans[threads]
     must_fit(target)
     winners = chosen_by(read_trials(target, None if log is None else [log]))
     plan, _ = choose_plan(plan, target, winners)
     configs, used, _ = choose_configs(prepared, plan, winners)
-    kinds = [(shape, plan.input_dtypes.get(n, "float32")) for n, shape in plan.inputs.items()]
+    kinds = [(shape, plan.input_dtypes.get(n, "float32")) for n, shape in plan.input_shapes.items()]
+    arguments = [*random_inputs(kinds, 0), *plan.all_params.values()]
     with Farm(target) as farm:
         found = profile_module(
-            farm, emit(plan, target, configs), [*random_inputs(kinds, 0), *plan.params.values()],
-            name=prepared.imported.name, threads=plan.threads, outputs=len(plan.outputs),
+            farm, emit(plan, target, configs), arguments,
+            name=prepared.imported.name, threads=threads, outputs=len(prepared.imported.outputs),
         )  # fmt: skip
     if as_json:
         print(profile_json(found, tuned_tasks=len(used), tasks=len(configs)))

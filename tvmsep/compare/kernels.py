@@ -46,7 +46,7 @@ def find_task(plans: Sequence[Plan], target: Target, task: str | None, layer: st
     tasks = {t.workload: t for plan in reversed(plans) for t in plan.tasks(target)}
     if layer is not None:
         for plan in plans:
-            for step in plan.steps:
+            for step in plan.all_steps:
                 if step.output == layer and step.workload is not None:
                     return tasks[step.workload]
         raise InputError(f"--layer {layer}: no kernel of that name; see `tvmsep inspect MODEL`")

@@ -157,8 +157,9 @@ def compare_kernels(
 
     _two(words)
     choices = {}
-    for n, mine in plans.items():
-        choices[n] = choose(words, find_task(mine, target, task, layer), target)
+    for mine in plans.values():
+        found = find_task(mine, target, task, layer)  # of a batch's images one may run a thread
+        choices[found.threads] = choose(words, found, target)
     first = next(iter(choices.values()))
     names = [choice.name for choice in first]
     for claim in claims:

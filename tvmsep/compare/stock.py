@@ -142,8 +142,9 @@ def search(
     from tvmsep.schedules import TEMPLATES
 
     plan = make_plan(
-        normalise(from_relax(load_model(model, shapes=shapes).module)), target, threads
-    )
+        normalise(from_relax(load_model(model, shapes=shapes).module)), target, threads,
+        by_image=False,
+    )  # fmt: skip
     tasks = plan.tasks(target)
     if trials < len(tasks):
         raise InputError(
@@ -173,7 +174,8 @@ def search(
     lowered = lower(module, target)
     with Package(bundle) as package:
         m = package.manifest
-        weights = package.weights()
+        all_weights = package.weights()
+    weights = {name: all_weights[name] for name in plan.params}
     write_bundle(
         bundle, name=m.name, target=m.target, inputs=m.inputs, outputs=m.outputs,
         libraries={threads: compile_library(lowered, target)}, weights=weights,

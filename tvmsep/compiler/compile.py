@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 from tvmsep.codegen import compile_c, link_object, link_shared
 from tvmsep.codegen.cuda import building, device_object
+from tvmsep.compiler.batch import parts_of
 from tvmsep.compiler.fallback import schedule_rest
 from tvmsep.compiler.fallback_cuda import legalise_scans, schedule_rest_cuda
 from tvmsep.compiler.unaligned import accept_unaligned_inputs
@@ -65,8 +66,11 @@ def _check_legal(mod: IRModule) -> None:
     """Every operator has become a TIR function, or a call that the VM knows."""
     from tvm import ir
 
-    known = ("call_tir", "call_pure_packed", "call_dps_packed", "call_tir_inplace", "reshape")
-    for block in mod["main"].body.blocks:
+    known = (
+        "call_tir", "call_pure_packed", "call_dps_packed", "call_tir_inplace", "memory.view",
+        "reshape",
+    )  # fmt: skip
+    for block in [b for part in parts_of(mod).values() for b in part.body.blocks]:
         for binding in block.bindings:
             call = binding.value
             if not isinstance(call, ir.Call) or not isinstance(call.op, ir.Op):
@@ -80,8 +84,8 @@ def _check_legal(mod: IRModule) -> None:
 
 
 def peak_bytes(lowered: IRModule) -> int:
-    """Bytes of the statically planned activations: every storage that the VM function allocates."""
-    text = lowered["main"].script(show_meta=False)
+    """Bytes of the statically planned activations: every storage that the network allocates."""
+    text = "".join(part.script(show_meta=False) for part in parts_of(lowered).values())
     sizes = re.findall(r"alloc_storage\(R\.shape\(\[(\d+)\]\)", text)
     if "alloc_storage" in text and not sizes:
         raise ValueError("TVM prints storages in a way that is not understood here")

@@ -2,18 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING, Any
 
 import msgspec
 
 from tvmsep.codegen import kernel
+from tvmsep.compiler.batch import HEAD, IMAGES, in_turns
 from tvmsep.compiler.clock import Clock, stamps_shape
 from tvmsep.compiler.events import MARKED
 from tvmsep.contracts import Config, ModelError, Target, Workload
 from tvmsep.graph.importer import is_tensor
 from tvmsep.graph.ir import VIEWS, Node
-from tvmsep.graph.plan import Plan, Step
+from tvmsep.graph.plan import Plan, Step, times
 
 if TYPE_CHECKING:
     from tvm import IRModule
@@ -33,7 +34,10 @@ def emit(
     extern: Mapping[Workload, str] | None = None,
     kernels: Mapping[Workload, Any] | None = None,
 ) -> IRModule:
-    """One Relax function `main(inputs..., parameters...)`; kernels are shared between equal steps.
+    """A Relax function `main(inputs..., parameters...)`; kernels are shared between equal steps.
+
+    Of a plan of several turns, or with a head, `main` calls a function `IMAGES` with a part of the
+    batch each time, and then one `HEAD`.
 
     Args:
         plan: what to run.
@@ -41,47 +45,70 @@ def emit(
         configs: template and config of each workload of the plan.
         stamped_runs: above 0, the network takes one parameter more, which `stamps_shape`
             describes, and reads the clock into it before its first step and after each one. For a
-            GPU's target the module only gets the attribute `MARKED`, see `events.py`.
+            GPU's target the module only gets the attribute `MARKED`, see `events.py`. Only of a
+            plan of one turn without a head.
         extern: names of the kernels if they are not to be part of the module but called there,
-            compiled before; `configs` is not used then.
+            compiled before; `configs` is not used then. Only of a plan of one image at once.
         kernels: scheduled PrimFuncs of others, to take instead of what `configs` would make.
     """
     from tvm import relax
 
+    in_parts = plan.turns > 1 or plan.head is not None
+    if in_parts and stamped_runs > 0:
+        raise ValueError("readings go into the network of one turn, without a head")
     builder = relax.BlockBuilder()
-    values: dict[str, Any] = {}
-    for name, shape in plan.inputs.items():
-        dtype = plan.input_dtypes.get(name, "float32")
-        values[name] = relax.Var(name, relax.TensorType(shape, dtype))
-    for name, array in plan.params.items():
-        var = name.replace(".", "_")
-        values[name] = relax.Var(f"p_{var}", relax.TensorType(array.shape, str(array.dtype)))
     functions: dict[Workload, Any] = {}
-    shared, single = _shared(plan), len(plan.outputs) == 1
-    timed = stamped_runs > 0 and target.gpu is None
-    clock = Clock(builder, target, stamps_shape(plan, stamped_runs)) if timed else None
-    arguments = [*values.values(), *([clock.stamps] if clock else [])]
 
-    def function(w: Workload) -> Any:
+    def function(w: Workload, images: int) -> Any:
         if extern is not None:
             return relax.ExternFunc(extern[w])
-        if w not in functions:
+        # Each template's outermost loop, shared by threads, begins with the images.
+        whole = _at_once(w, images)
+        if whole not in functions:
             template, config = configs[w]
             name = f"{w.op}_{len(functions)}"
             if kernels is not None and w in kernels:
                 func = kernels[w].with_attr({"global_symbol": name, "tirx.noalias": True})
             else:
-                func = kernel(w, target, template, config, name)
+                func = kernel(whole, target, template, config, name)
             attrs = {
                 SCHEDULED: template,
-                WORKLOAD: msgspec.json.encode(w).decode(),
+                WORKLOAD: msgspec.json.encode(whole).decode(),
                 CONFIG: config.key,
             }
             func = func.with_attr({"op_pattern": _OPAQUE_PATTERN, **attrs})
-            functions[w] = builder.add_func(func, name)
-        return functions[w]
+            functions[whole] = builder.add_func(func, name)
+        return functions[whole]
 
-    with builder.function("main", arguments, attrs={"num_input": len(plan.inputs)}):
+    if in_parts:
+        turn = _network(builder, plan.of_one_turn, IMAGES, function)
+        head = plan.head and _network(builder, plan.head, HEAD, function)
+        in_turns(builder, plan, turn, head)
+        return builder.get()
+    timed = stamped_runs > 0 and target.gpu is None
+    clock = Clock(builder, target, stamps_shape(plan, stamped_runs)) if timed else None
+    _network(builder, plan, "main", function, clock)
+    module = builder.get()
+    return module.with_attr(MARKED, 1) if stamped_runs > 0 and not timed else module
+
+
+def _network(
+    builder: Any, plan: Plan, name: str, function: Callable[..., Any], clock: Clock | None = None
+) -> Any:
+    """Add a function that runs a plan's steps once; returns its name in the module."""
+    from tvm import relax
+
+    values: dict[str, Any] = {}
+    for key, shape in plan.input_shapes.items():
+        dtype = plan.input_dtypes.get(key, "float32")
+        values[key] = relax.Var(key, relax.TensorType(shape, dtype))
+    for key, array in plan.params.items():
+        var = key.replace(".", "_")
+        values[key] = relax.Var(f"p_{var}", relax.TensorType(array.shape, str(array.dtype)))
+    shared, single = _shared(plan), len(plan.outputs) == 1
+    arguments = [*values.values(), *([clock.stamps] if clock else [])]
+    attrs = {"num_input": len(plan.inputs)}
+    with builder.function(name, arguments, attrs=attrs, private=name != "main"):
         with builder.dataflow():
             if clock:
                 clock.read()
@@ -111,9 +138,7 @@ def emit(
                 for v, again in zip(outputs, shared, strict=True)
             ]
             outputs = outputs if single else [builder.emit(relax.Tuple(outputs))]
-        builder.emit_func_output(outputs[0])
-    module = builder.get()
-    return module.with_attr(MARKED, 1) if stamped_runs > 0 and not timed else module
+        return builder.emit_func_output(outputs[0])
 
 
 def _kernel_call(
@@ -121,16 +146,22 @@ def _kernel_call(
 ) -> Any:
     from tvm import relax
 
-    w = step.workload
-    assert w is not None
+    assert step.workload is not None
+    w = _at_once(step.workload, plan.images)
     # Parameter order of every template: x, then w and bias, then y or the residual.
     first = _shaped(builder, values[step.inputs[0]], w.source_shapes[0])
     args = [first, *(values[p] for p in step.params), *(values[i] for i in step.inputs[1:])]
-    func = function(w)
+    func = function(step.workload, plan.images)
     kind = relax.call_dps_packed if isinstance(func, relax.ExternFunc) else relax.call_tir
     call = kind(func, args, relax.TensorType(w.out_shape, w.out_dtype))
     out = builder.emit(call, step.output.replace(".", "_"))
-    return out if w.out_block else _shaped(builder, out, plan.shapes[step.output])
+    if w.out_block:
+        return out
+    return _shaped(builder, out, times(plan.shapes[step.output], plan.images))
+
+
+def _at_once(w: Workload, images: int) -> Workload:
+    return msgspec.structs.replace(w, n=images * w.n) if images > 1 else w
 
 
 def _shaped(builder: Any, value: Any, shape: tuple[int, ...]) -> Any:
@@ -198,6 +229,8 @@ def _again(
 
     call = node.call
     arguments = [rebuild(a) for a in call.args]
+    if call.op.name == "relax.reshape":  # its batch may be another here
+        arguments[1] = relax.ShapeExpr(times(node.shape, plan.images))
     again = ir.Call(call.op, arguments, call.attrs, call.ty_args)
     try:
         return builder.emit(again, node.name)

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 import msgspec
 import numpy as np
 
+from tvmsep.compiler.batch import VIEWS, in_line
 from tvmsep.compiler.clock import Clock
 from tvmsep.compiler.emit import CONFIG, SCHEDULED, WORKLOAD
 from tvmsep.contracts import BundleError, Target, Workload
@@ -20,8 +21,6 @@ from tvmsep.contracts import BundleError, Target, Workload
 if TYPE_CHECKING:
     from tvm import IRModule
 
-_VIEWS = ("relax.reshape",)
-"""Calls that become views: nothing runs."""
 PROBES = ("reading", "empty", "fork")
 """Intervals after the last kernel of a stamped network: a reading alone, with an empty kernel
 before it, and with an empty kernel that starts and joins all threads."""
@@ -77,6 +76,7 @@ def read_relax(text: str, path: object, advice: str) -> IRModule:
 
 def parts(mod: IRModule) -> list[Part]:
     """What `main` runs, in order; calls that only rename or reshape a value are left out."""
+    mod = in_line(mod)
     functions = {g.name_hint: f for g, f in mod.functions.items()}
     found = []
     for block in mod["main"].body.blocks:
@@ -107,6 +107,7 @@ def stamp(
     import tvm
     from tvm import relax
 
+    mod = in_line(mod)
     main = mod["main"]
     readings = 1 + len(parts(mod)) + PROBE_RUNS * len(PROBES) if between else 2
     shape = 1 + runs * readings, 2
@@ -155,7 +156,7 @@ def _runs(binding: Any) -> bool:
     from tvm import ir
 
     call = binding.value
-    return isinstance(call, ir.Call) and getattr(call.op, "name", "") not in _VIEWS
+    return isinstance(call, ir.Call) and getattr(call.op, "name", "") not in VIEWS
 
 
 def _part(binding: Any, functions: dict[str, Any]) -> Part:

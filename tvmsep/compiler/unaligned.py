@@ -13,17 +13,19 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from tvmsep.compiler.batch import IMAGES, PART, VIEWS, parts_of
+
 if TYPE_CHECKING:
     from tvm import IRModule, tirx
 
-_VIEWS = ("relax.reshape",)
-
 
 def accept_unaligned_inputs(mod: IRModule) -> IRModule:
-    """The module with each kernel that `main` hands an input, or a view of one, told so."""
+    """The module with each kernel that the network hands an input, or a view of one, told so."""
     from tvm import ir, relax
 
-    main = mod["main"]
+    functions = parts_of(mod)
+    main = functions.get(IMAGES, functions["main"])
+    parts = IMAGES in functions
     inputs = set(main.params[: int(main.attrs["num_input"])])
     readers: dict[Any, set[int]] = defaultdict(set)
     for block in main.body.blocks:
@@ -33,21 +35,23 @@ def accept_unaligned_inputs(mod: IRModule) -> IRModule:
                 inputs.add(binding.var)
             if not isinstance(call, ir.Call) or not isinstance(call.op, ir.Op):
                 continue
-            if call.op.name in _VIEWS and call.args[0] in inputs:
+            if call.op.name in VIEWS and call.args[0] in inputs:
                 inputs.add(binding.var)
+                parts |= call.op.name == PART
             if call.op.name == "relax.call_tir" and isinstance(call.args[1], relax.Tuple):
                 fields = call.args[1].fields
                 readers[call.args[0]] |= {i for i, f in enumerate(fields) if f in inputs}
-    changed = {g: _unaligned(mod[g], sorted(which)) for g, which in readers.items() if which}
+    changed = {g: _unaligned(mod[g], sorted(which), parts) for g, which in readers.items() if which}
     for g, func in changed.items():
         mod.update_func(g, func)
     return mod
 
 
-def _unaligned(func: tirx.PrimFunc, which: list[int]) -> tirx.PrimFunc:
+def _unaligned(func: tirx.PrimFunc, which: list[int], parts: bool) -> tirx.PrimFunc:
     """A PrimFunc whose parameters at `which` begin at whole elements, by way of its JSON form.
 
-    No pass of TVM changes a buffer's alignment.
+    No pass of TVM changes a buffer's alignment. Where they are parts of a batch (`parts`), views
+    that TVM describes by their distance from its beginning, they are also told to look at that.
     """
     from tvm import ir
 
@@ -58,6 +62,15 @@ def _unaligned(func: tirx.PrimFunc, which: list[int]) -> tirx.PrimFunc:
         var = nodes[params[i]]["data"]
         kind = nodes[var["ty"]]
         size = np.dtype(str(func.params[i].ty.dtype)).itemsize
+        data = {**kind["data"], "data_alignment": size}
+        if parts:
+            first = len(nodes)
+            nodes += [
+                {"type": "ir.PrimType", "data": {"span": 0, "dtype": "int64"}},
+                {"type": "ffi.String", "data": f"begin{i}"},
+                {"type": "ir.Var", "data": {"span": 0, "ty": first, "name": first + 1}},
+            ]
+            data |= {"elem_offset": first + 2, "offset_factor": 1}
         var["ty"] = len(nodes)
-        nodes.append({**kind, "data": {**kind["data"], "data_alignment": size}})
+        nodes.append({**kind, "data": data})
     return ir.load_json(json.dumps(graph))

@@ -1,5 +1,6 @@
 """The network as plain data: import from Relax, normalise, plan layouts, or run as reference."""
 
+from tvmsep.graph.batch import one_image, split_head
 from tvmsep.graph.fuse import fuse, fusible
 from tvmsep.graph.importer import from_relax
 from tvmsep.graph.interpret import evaluate
@@ -10,5 +11,5 @@ from tvmsep.graph.planner import make_plan
 
 __all__ = [
     "LAYOUTS", "Graph", "Node", "Plan", "Step", "evaluate", "from_relax", "fuse", "fusible",
-    "layouts", "make_plan", "normalise",
+    "layouts", "make_plan", "normalise", "one_image", "split_head",
 ]  # fmt: skip

@@ -379,9 +379,10 @@ def _name_views(graph: Graph) -> None:
         if node.op not in VIEWS or not node.inputs:
             continue
         source = graph.shape(node.inputs[0])
-        if _vector(source) and _vector(node.shape) and source[:2] == node.shape[:2]:
+        if is_vector(source) and is_vector(node.shape) and source[:2] == node.shape[:2]:
             node.op = "view"
 
 
-def _vector(shape: tuple[int, ...]) -> bool:
+def is_vector(shape: tuple[int, ...]) -> bool:
+    """Whether that is one value a channel, for each image."""
     return len(shape) == 2 or (len(shape) == 4 and shape[2:] == (1, 1))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from dataclasses import dataclass, field
 
 from tvmsep.contracts import Target, Task, Workload
@@ -30,7 +31,15 @@ class Step:
 
 @dataclass
 class Plan:
-    """Everything `build` needs: steps in order, packed parameters, the model's boundary."""
+    """Everything `build` needs: steps in order, packed parameters, the model's boundary.
+
+    A batch whose images have nothing to do with each other is planned as one of them: `images` of
+    them are computed at once, each by a thread of its own, and that `turns` times. What the steps
+    need then stays in a core's cache, which a whole batch of it does not, and the kernels are those
+    of a single image on `threads`, which is 1 if `images` is more. What follows the last image of
+    more than a pixel is the `head`, a plan of the whole batch: its inputs are the first of the
+    outputs here.
+    """
 
     steps: list[Step]
     params: dict[str, Array]
@@ -40,7 +49,43 @@ class Plan:
     layouts: dict[str, Layout]
     constants: dict[str, Array]
     threads: int
+    """Of each image's kernels: part of the tasks."""
     input_dtypes: dict[str, str] = field(default_factory=dict)
+    images: int = 1
+    turns: int = 1
+    head: Plan | None = None
+    order: tuple[int, ...] = ()
+    """Of the network's outputs among those of this plan and then the head's, if it has one."""
+
+    @property
+    def batch(self) -> int:
+        """How often the steps are done for a batch; 1 too where each does all of it."""
+        return self.images * self.turns
+
+    @property
+    def of_one_image(self) -> Plan:
+        """The same for one image, without the head."""
+        return dataclasses.replace(self, images=1, turns=1, head=None)
+
+    @property
+    def of_one_turn(self) -> Plan:
+        """The same for what is computed at once, without the head."""
+        return dataclasses.replace(self, turns=1, head=None)
+
+    @property
+    def all_steps(self) -> list[Step]:
+        """The head's too."""
+        return [*self.steps, *(self.head.steps if self.head else ())]
+
+    @property
+    def all_params(self) -> dict[str, Array]:
+        """The head's too."""
+        return {**self.params, **(self.head.params if self.head else {})}
+
+    @property
+    def input_shapes(self) -> dict[str, tuple[int, ...]]:
+        """Of the whole batch."""
+        return {name: times(shape, self.batch) for name, shape in self.inputs.items()}
 
     def tasks(self, target: Target) -> list[Task]:
         """The distinct workloads, heaviest MACs first, with their counts."""
@@ -48,15 +93,28 @@ class Plan:
 
         count = Counter((s.workload, s.template) for s in self.steps if s.workload is not None)
         tasks = [
-            Task(workload=w, target=target.name, threads=self.threads, template=t, count=n)
+            Task(
+                workload=w,
+                target=target.name,
+                threads=self.threads,
+                template=t,
+                count=n * self.turns,
+            )  # fmt: skip
             for (w, t), n in count.items()
         ]
+        tasks += self.head.tasks(target) if self.head else []
         return sorted(tasks, key=lambda t: -t.count * t.workload.macs)
 
     @property
     def flops(self) -> int:
         """Floating-point operations of one run."""
-        return sum(s.workload.flops for s in self.steps if s.workload is not None)
+        own = sum(s.workload.flops for s in self.steps if s.workload is not None)
+        return self.batch * own + (self.head.flops if self.head else 0)
+
+
+def times(shape: tuple[int, ...], n: int) -> tuple[int, ...]:
+    """A value's shape for so many times its images."""
+    return (n * shape[0], *shape[1:]) if n > 1 else shape
 
 
 LAYOUTS = ("nchw4c", "nchw", "nhwc")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections import defaultdict
 from collections.abc import Sequence
 from typing import Any
@@ -10,6 +11,7 @@ import msgspec
 import numpy as np
 
 from tvmsep.contracts import ModelError, Target, Workload
+from tvmsep.graph.batch import one_image, split_head
 from tvmsep.graph.ir import Array, Graph, Node
 from tvmsep.graph.packing import pack_bias, pack_weight, phase_weights, specialise, spread_groups
 from tvmsep.graph.plan import Layout, Plan, Step, choose_block, choose_split, vectors_of
@@ -350,9 +352,12 @@ class _Planner:
 
 def make_plan(
     graph: Graph, target: Target, threads: int, returned: Sequence[str] | None = None, *,
-    layout: str = "", dtype: str = "float32",
+    layout: str = "", dtype: str = "float32", by_image: bool = True,
 ) -> Plan:  # fmt: skip
     """Plan a normalised graph for a target at a thread count.
+
+    On a CPU a batch is planned by its images if they have nothing to do with each other: one a
+    thread if the threads divide them evenly, else one after the other on all threads.
 
     Args:
         graph: what to compute.
@@ -362,8 +367,25 @@ def make_plan(
             they change no choice. Each is an input, an output or a kernel's.
         layout: one of `layouts(target, dtype)`, or "" for the default.
         dtype: of activations between kernels and of weights; the boundary stays float32.
+        by_image: False for kernels that each compute the whole batch.
 
     Raises:
         ModelError: an operator that neither a template nor Relax can compute.
     """
-    return _Planner(graph, target, threads, returned, layout, dtype).run()
+    body, head = split_head(graph) if by_image and target.gpu is None else (graph, None)
+    single = one_image(body) if by_image and target.gpu is None else None
+    if single is None:
+        return _Planner(graph, target, threads, returned, layout, dtype).run()
+    batch = next(iter(graph.inputs.values()))[0]
+    images = threads if batch % threads == 0 else 1
+    wanted = graph.outputs if returned is None else returned
+    behind = [o for o in wanted if head and o in head.nodes]
+    made = [*(head.inputs if head else ()), *(o for o in wanted if o not in behind)]
+    plan = _Planner(single, target, 1 if images > 1 else threads, made, layout, dtype).run()
+    return dataclasses.replace(
+        plan,
+        images=images,
+        turns=batch // images,
+        head=_Planner(head, target, threads, behind, layout, dtype).run() if head else None,
+        order=tuple(map([*made, *behind].index, wanted)),
+    )

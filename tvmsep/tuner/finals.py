@@ -75,7 +75,7 @@ def expected_s(run: Run, plans: Sequence[Plan]) -> float:
         sizes[plan.threads] = len({s.workload for s in plan.steps if s.workload is not None})
     whole_s = sum(sizes.values()) * _COMPILE_S
     building_s = compiling * _COMPILE_S / _builders(run) + linking_s + whole_s
-    return building_s + sum(turns * _turn_s(run.state, p.threads) for p in plans)
+    return building_s + sum(turns * _turn_s(run.state, p) for p in plans)
 
 
 def _builders(run: Run) -> int:
@@ -94,9 +94,9 @@ def _variant_s(run: Run, plan: Plan) -> float:
     return _DEVICE_COMPILE_S * len({s.workload for s in plan.steps if s.workload is not None})
 
 
-def _turn_s(state: TuneState, threads: int) -> float:
+def _turn_s(state: TuneState, plan: Plan) -> float:
     """Seconds of one variant's turn: its runs, and a copy of its weights on the board."""
-    network_s = state.network_s(threads)
+    network_s = state.network_s(plan.threads) / plan.turns
     return (RUNS + WARM_RUNS) * network_s + 0.05 if math.isfinite(network_s) else 2 * _TRIAL_S
 
 
@@ -104,8 +104,11 @@ def measure_again(run: Run, plans: Sequence[Plan], deadline: float | None) -> No
     """Measure each task's best few again, and log it."""
     run.state.phase, run.state.search_s = "final", run.state.elapsed_s
     run.progress(run.state)
-    if not plans:
-        _alone(run, deadline)
+    inside = {(p.threads, s.workload) for p in plans for s in p.steps}
+    outside = [
+        t for t in run.state.tasks if (t.task.threads, t.task.workload) not in inside
+    ]  # without plans all of them, else the heads of batches
+    _alone(run, deadline, outside)
     groups: dict[int, list[Plan]] = defaultdict(list)
     for plan in plans:
         groups[plan.threads].append(plan)
@@ -118,7 +121,7 @@ def measure_again(run: Run, plans: Sequence[Plan], deadline: float | None) -> No
         if why:
             run.state.notes.append(why)
         if why and len(run.log.trials) == before:  # nothing was timed in it
-            _alone(run, until, threads)
+            _alone(run, until, [t for t in run.state.tasks if t.task.threads == threads])
         run.progress(run.state)
 
 
@@ -146,9 +149,8 @@ def _successes(run: Run) -> dict[str, list[Trial]]:
     return by_task
 
 
-def _alone(run: Run, deadline: float | None, threads: int | None = None) -> None:
-    """Measure the finalists of one thread count, or of all, each by itself."""
-    tasks = [t for t in run.state.tasks if threads in (None, t.task.threads)]
+def _alone(run: Run, deadline: float | None, tasks: Sequence[TaskState]) -> None:
+    """Measure the finalists of tasks, each by itself."""
     order = sorted(tasks, key=lambda t: -t.task.count * min(t.best_s, 1e9))
     by_task = _successes(run)
     for state in order:
@@ -189,7 +191,7 @@ def _in_network(run: Run, plans: Sequence[Plan], deadline: float | None) -> str:
         fields[w] = configs
     if not fields:
         return ""
-    turn_s = _turn_s(run.state, threads)
+    turn_s = _turn_s(run.state, plans[0])
     each_s = max(_variant_s(run, plan) for plan in plans) / _linkers(run)
     for count, rounds in STAGES:
         variants = min(count, max(map(len, fields.values())))
@@ -216,7 +218,8 @@ def _in_network(run: Run, plans: Sequence[Plan], deadline: float | None) -> str:
             )
         whole = count == 1 and len(plans) == 1
         kernels = _kernels(run, states, choices)
-        answer = run.farm.run_networks(turns, choices, rounds=rounds, whole=whole, kernels=kernels)
+        images = [plan.of_one_image for plan in turns]
+        answer = run.farm.run_networks(images, choices, rounds=rounds, whole=whole, kernels=kernels)
         if isinstance(answer, Failed):
             return f"kernels were not timed inside the network: {answer.failure}: {answer.detail}"
         date = now("microseconds")
@@ -281,7 +284,7 @@ def _whole(run: Run, plan: Plan, fields: Mapping[Workload, list[Config]]) -> str
         for s in chosen.steps
         if s.workload is not None
     }
-    answer = run.farm.run_networks([chosen], [choice], rounds=CHECK_ROUNDS, whole=True)
+    answer = run.farm.run_networks([chosen.of_one_image], [choice], rounds=CHECK_ROUNDS, whole=True)
     if isinstance(answer, Failed):
         return f"the whole network was not timed: {answer.failure}: {answer.detail}"
     _note_whole(run.state, chosen, answer)
@@ -290,7 +293,7 @@ def _whole(run: Run, plan: Plan, fields: Mapping[Workload, list[Config]]) -> str
 
 def _note_whole(state: TuneState, plan: Plan, times: NetworkTimes) -> None:
     """Keep the first variant's time, and the sum of its kernels' from the same minute."""
-    if times.whole_s:
+    if times.whole_s and plan.batch == 1:
         state.whole_s[plan.threads] = robust_mean(times.whole_s)
         state.kernels_s[plan.threads] = sum(
             robust_mean(times.kernels[0][s.workload]) for s in plan.steps if s.workload is not None
