@@ -1,21 +1,26 @@
 """What a second thread is worth, beside what a second core of this machine is worth at all.
 
     python benchmarks/threads.py mobilenet_v1 mobilenet_v2 --threads 2 --batch 8
+    python benchmarks/threads.py mobilenet_v2 --busy 1
 
 In turns, in fresh processes: the network on one thread; as many processes of that at once, which
 share nothing but the machine; the network on several threads; and a batch on several threads. The
 second of these says what there is to win: two CPUs of a virtual machine may be one core's two
-hyperthreads, share a clock budget, or stand beside a neighbour. Times are of one image.
+hyperthreads, share a clock budget, or stand beside a neighbour. Times are of one image. With
+`--busy` a program without end holds on to so many CPUs meanwhile (Linux only).
 """
 
 from __future__ import annotations
 
 import argparse
+import contextlib
 import json
+import os
 import subprocess
 import sys
 import tempfile
 import time
+from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 from statistics import median
@@ -97,6 +102,20 @@ class Way:
         return slowest / (runs * sum(seat.images for seat in self.seats))
 
 
+@contextlib.contextmanager
+def busy(cpus: int) -> Iterator[None]:
+    """Programs that run without end on the last so many CPUs."""
+    where = sorted(os.sched_getaffinity(0))[-cpus:] if cpus else []
+    endless = "import os, sys\nos.sched_setaffinity(0, {int(sys.argv[1])})\nwhile True: pass"
+    children = [subprocess.Popen([sys.executable, "-c", endless, str(cpu)]) for cpu in where]
+    try:
+        yield
+    finally:
+        for child in children:
+            child.kill()
+            child.wait()
+
+
 def play(model: str, threads: int, batch: int, rounds: int, target: str, log: bool) -> list[Way]:
     """Build the bundles and let the ways take turns.
 
@@ -135,12 +154,16 @@ def main() -> int:
     parser.add_argument("--rounds", type=int, default=20)
     parser.add_argument("--target", default="local")
     parser.add_argument("--no-logs", action="store_true", help="the analytic defaults alone")
+    parser.add_argument("--busy", type=int, default=0, help="CPUs that another program uses")
     parser.add_argument("--json", action="store_true")
     args = parser.parse_args()
     found = {}
     for model in args.models:
         try:
-            ways = play(model, args.threads, args.batch, args.rounds, args.target, not args.no_logs)
+            with busy(args.busy):
+                ways = play(
+                    model, args.threads, args.batch, args.rounds, args.target, not args.no_logs
+                )
         except TvmsepError as error:
             print(f"error: {error}", file=sys.stderr)
             return 2

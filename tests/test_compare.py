@@ -373,7 +373,7 @@ def prepared() -> api.Prepared:
 
 
 def test_kernels_are_found_by_label_and_by_layer(prepared: api.Prepared) -> None:
-    plans = prepared.candidates()
+    plans = prepared.networks()
     task = kernels.find_task(plans, prepared.target, TASK, None)
     assert task.workload.op == "dense"
     step = next(s for s in plans[0].steps if s.workload is not None)
@@ -384,7 +384,7 @@ def test_kernels_are_found_by_label_and_by_layer(prepared: api.Prepared) -> None
 
 
 def test_configs_are_read_and_checked(prepared: api.Prepared) -> None:
-    plans, target = prepared.candidates(), prepared.target
+    plans, target = prepared.networks(), prepared.target
     task = kernels.find_task(plans, target, TASK, None)
     default, other = kernels.choose(["default", "default"], task, target)
     assert (default.name, other.name) == ("default", "default#2")

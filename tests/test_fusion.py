@@ -210,7 +210,7 @@ def tasks_of(plans: Sequence[Plan], target: Target) -> list[Task]:
 
 def test_a_task_that_both_plans_share_is_tuned_once(local: Target) -> None:
     prepared = api.prepare("mobilenet_v2:width=0.5,resolution=96", target=local, threads=[1])
-    separate, fused = prepared.candidates()
+    separate, fused = prepared.networks()
     tasks = prepared.tasks()
     assert len({t.key for t in tasks}) == len(tasks)
     assert {t.key for t in tasks} == {t.key for t in tasks_of([separate, fused], local)}

@@ -13,6 +13,7 @@ from tvmsep.codegen.cuda import building, device_object
 from tvmsep.compiler.batch import parts_of
 from tvmsep.compiler.fallback import schedule_rest
 from tvmsep.compiler.fallback_cuda import legalise_scans, schedule_rest_cuda
+from tvmsep.compiler.shares import cut_loops
 from tvmsep.compiler.unaligned import accept_unaligned_inputs
 from tvmsep.contracts import ModelError, Target
 
@@ -46,7 +47,7 @@ def lower(mod: IRModule, target: Target) -> IRModule:
         if target.gpu is not None:
             mod = schedule_rest_cuda(mod, target)
         else:
-            mod = accept_unaligned_inputs(schedule_rest(mod, target))
+            mod = cut_loops(accept_unaligned_inputs(schedule_rest(mod, target)))
         return run(
             mod,
             rt.ToNonDataflow(),

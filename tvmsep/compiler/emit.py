@@ -11,6 +11,7 @@ from tvmsep.codegen import kernel
 from tvmsep.compiler.batch import HEAD, IMAGES, in_turns
 from tvmsep.compiler.clock import Clock, stamps_shape
 from tvmsep.compiler.events import MARKED
+from tvmsep.compiler.shares import THREADS
 from tvmsep.contracts import Config, ModelError, Target, Workload
 from tvmsep.graph.importer import is_tensor
 from tvmsep.graph.ir import VIEWS, Node
@@ -53,6 +54,7 @@ def emit(
     """
     from tvm import relax
 
+    threads = max(plan.threads, plan.images)
     in_parts = plan.turns > 1 or plan.head is not None
     if in_parts and stamped_runs > 0:
         raise ValueError("readings go into the network of one turn, without a head")
@@ -84,11 +86,11 @@ def emit(
         turn = _network(builder, plan.of_one_turn, IMAGES, function)
         head = plan.head and _network(builder, plan.head, HEAD, function)
         in_turns(builder, plan, turn, head)
-        return builder.get()
+        return builder.get().with_attr(THREADS, threads)
     timed = stamped_runs > 0 and target.gpu is None
     clock = Clock(builder, target, stamps_shape(plan, stamped_runs)) if timed else None
     _network(builder, plan, "main", function, clock)
-    module = builder.get()
+    module = builder.get().with_attr(THREADS, threads)
     return module.with_attr(MARKED, 1) if stamped_runs > 0 and not timed else module
 
 

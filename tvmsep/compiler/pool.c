@@ -5,9 +5,13 @@
  * left as it was. `tvmsep_threads(n)` starts the pool and puts it in the place of TVM's, 0 ends it;
  * without that call the library runs on TVM's.
  *
- * A launch is one store that idle threads watch, and the answer one store of each of them on a
- * cache line of its own. Threads watch for half a millisecond, which is longer than anything that
- * one thread does alone between two kernels, and then sleep. */
+ * A launch is cut into `CUTS` tasks a thread. Each thread takes its own one after the other, then
+ * what others have not begun: a core that is slower, or busy with something else, keeps nobody
+ * waiting for more than a task, and who is on time does the same part of the image in every layer.
+ * What a thread takes next is a word of its own on a line of its own, with the number of the launch
+ * in it: one that comes late finds nothing left there, or tasks of the launch that runs meanwhile.
+ * Threads watch for half a millisecond, which is longer than anything that one thread does alone
+ * between two kernels, and then sleep. */
 #define _GNU_SOURCE
 #include <pthread.h>
 #include <sched.h>
@@ -16,7 +20,7 @@
 #include <stdlib.h>
 #include <time.h>
 
-enum { LINE = 128, LOOKS = 64, MOST_THREADS = 4096 };
+enum { LINE = 128, LOOKS = 64, MOST_THREADS = 4096, CUTS = 4, HELPED = 8 };
 static const int64_t WATCH_NS = 500000, ALONE_NS = 20000;
 
 /* TVM's ABI: tvm/runtime/c_backend_api.h, tvm/ffi/c_api.h. */
@@ -37,19 +41,20 @@ __attribute__((weak)) EXPORT int (*__TVMBackendParallelLaunch)(Share, void*, int
 extern void TVMFFIErrorSetRaisedFromCStr(const char* kind, const char* message);
 
 typedef struct {
-  _Alignas(LINE) _Atomic uint32_t done; /* the last launch that this thread has finished */
-  pthread_t thread;
+  _Alignas(LINE) _Atomic uint64_t next; /* launch << 32 | end << 16 | task */
+  pthread_t thread; /* not of the first one, whose tasks the caller takes */
   int32_t id;
 } Worker;
 
 static struct {
   _Alignas(LINE) _Atomic uint32_t launch; /* which one is to be done */
-  Share share;
-  void* data;
-  Group group;
+  Share _Atomic share;
+  void* _Atomic data;
+  _Atomic int32_t tasks;
   int32_t threads; /* the caller's included; 0: no pool */
   _Atomic int32_t ending;
-  _Alignas(LINE) _Atomic int32_t failed;
+  _Alignas(LINE) _Atomic int32_t left; /* tasks that are not done yet */
+  _Atomic int32_t failed;
   _Alignas(LINE) _Atomic int32_t sleepers;
   _Alignas(LINE) atomic_flag busy;
   Worker* workers;
@@ -113,10 +118,29 @@ static uint32_t next_launch(uint32_t seen) {
   }
 }
 
-static void do_share(int32_t id) {
-  for (int32_t task = id; task < pool.group.tasks; task += pool.threads)
-    if (pool.share(task, &pool.group, pool.data))
-      atomic_store_explicit(&pool.failed, 1, memory_order_relaxed);
+/* Take a worker's next task, if it has one left: nothing of a launch is overwritten before its last
+ * task is done, so what was read here belongs to the launch whose task was taken. */
+static int do_next(Worker* of) {
+  uint64_t next = atomic_load_explicit(&of->next, memory_order_acquire);
+  for (;;) {
+    int32_t task = next & 0xffff;
+    if (task >= (int32_t)(next >> 16 & 0xffff)) return 0;
+    Share share = atomic_load_explicit(&pool.share, memory_order_relaxed);
+    void* data = atomic_load_explicit(&pool.data, memory_order_relaxed);
+    Group group = {NULL, atomic_load_explicit(&pool.tasks, memory_order_relaxed)};
+    if (!atomic_compare_exchange_weak_explicit(&of->next, &next, next + 1, memory_order_acq_rel,
+                                               memory_order_acquire))
+      continue;
+    if (share(task, &group, data)) atomic_store_explicit(&pool.failed, 1, memory_order_relaxed);
+    return 1;
+  }
+}
+
+static void do_tasks(int32_t id) {
+  int32_t done = 0;
+  for (int32_t i = 0; i < pool.threads && i < HELPED; i++)
+    while (do_next(&pool.workers[(id + i) % pool.threads])) done++;
+  if (done) atomic_fetch_sub_explicit(&pool.left, done, memory_order_release);
 }
 
 static void* work(void* argument) {
@@ -125,8 +149,7 @@ static void* work(void* argument) {
   for (;;) {
     seen = next_launch(seen);
     if (atomic_load_explicit(&pool.ending, memory_order_acquire)) return NULL;
-    do_share(self->id);
-    atomic_store_explicit(&self->done, seen, memory_order_release);
+    do_tasks(self->id);
   }
 }
 
@@ -137,26 +160,31 @@ static void announce(void) {
 
 static int launch(Share share, void* data, int tasks) {
   int alone = atomic_flag_test_and_set_explicit(&pool.busy, memory_order_acquire);
-  Group group = {NULL, tasks ? tasks : pool.threads};
-  if (alone || pool.threads < 2 || group.tasks < 2) { /* another thread's launch, or nested */
+  if (alone || pool.threads < 2 || tasks == 1 || tasks > CUTS * MOST_THREADS) {
+    Group group = {NULL, tasks ? tasks : 1}; /* another thread's launch is on, or this is nested */
     int failed = 0;
     for (int32_t task = 0; task < group.tasks; task++) failed |= share(task, &group, data);
     if (!alone) atomic_flag_clear_explicit(&pool.busy, memory_order_release);
     if (failed) TVMFFIErrorSetRaisedFromCStr("RuntimeError", "a kernel failed");
     return failed ? -1 : 0;
   }
-  pool.share = share;
-  pool.data = data;
-  pool.group = group;
+  if (!tasks) tasks = CUTS * pool.threads;
+  atomic_store_explicit(&pool.share, share, memory_order_relaxed);
+  atomic_store_explicit(&pool.data, data, memory_order_relaxed);
+  atomic_store_explicit(&pool.tasks, tasks, memory_order_relaxed);
   atomic_store_explicit(&pool.failed, 0, memory_order_relaxed);
+  atomic_store_explicit(&pool.left, tasks, memory_order_relaxed);
+  uint64_t number = atomic_load_explicit(&pool.launch, memory_order_relaxed) + 1;
+  for (int64_t i = 0; i < pool.threads; i++) {
+    uint64_t from = i * tasks / pool.threads, to = (i + 1) * tasks / pool.threads;
+    atomic_store_explicit(&pool.workers[i].next, number << 32 | to << 16 | from,
+                          memory_order_release);
+  }
   announce();
-  do_share(0);
-  uint32_t now = atomic_load_explicit(&pool.launch, memory_order_relaxed);
-  for (int32_t i = 0; i < pool.threads - 1; i++)
-    for (uint32_t looks = 1;
-         atomic_load_explicit(&pool.workers[i].done, memory_order_acquire) != now; looks++)
-      if (looks % 1024) relax();
-      else sched_yield(); /* its CPU may be ours */
+  do_tasks(0);
+  for (uint32_t looks = 1; atomic_load_explicit(&pool.left, memory_order_acquire); looks++)
+    if (looks % 1024) relax();
+    else sched_yield(); /* its CPU may be ours */
   int failed = atomic_load_explicit(&pool.failed, memory_order_relaxed);
   atomic_flag_clear_explicit(&pool.busy, memory_order_release);
   if (failed) TVMFFIErrorSetRaisedFromCStr("RuntimeError", "a kernel failed in one of its threads");
@@ -167,7 +195,7 @@ static void end(void) {
   if (!pool.threads) return;
   atomic_store(&pool.ending, 1);
   announce();
-  for (int32_t i = 0; i < pool.threads - 1; i++) pthread_join(pool.workers[i].thread, NULL);
+  for (int32_t i = 1; i < pool.threads; i++) pthread_join(pool.workers[i].thread, NULL);
   free(pool.workers);
   pool.workers = NULL;
   pool.threads = 0;
@@ -176,21 +204,22 @@ static void end(void) {
 
 static int start(int32_t threads) {
   Worker* workers = NULL;
-  if (threads > 1 && posix_memalign((void**)&workers, LINE, (threads - 1) * sizeof(Worker)))
-    return -1;
+  if (posix_memalign((void**)&workers, LINE, threads * sizeof(Worker))) return -1;
   atomic_store(&pool.ending, 0);
   atomic_store(&pool.launch, 0);
+  for (int32_t i = 0; i < threads; i++) {
+    workers[i].id = i;
+    atomic_store(&workers[i].next, 0);
+  }
   pool.workers = workers;
   pool.threads = 1;
   pool.before = __TVMBackendParallelLaunch;
-  for (int32_t i = 0; i < threads - 1; i++) {
-    workers[i].id = i + 1;
-    atomic_store(&workers[i].done, 0);
+  for (int32_t i = 1; i < threads; i++) {
     if (pthread_create(&workers[i].thread, NULL, work, &workers[i])) {
       end();
       return -1;
     }
-    pool.threads = i + 2;
+    pool.threads = i + 1;
   }
   __TVMBackendParallelLaunch = launch;
   return 0;

@@ -1,0 +1,49 @@
+"""Parallel loops cut into as many tasks as the pool of threads hands out, even ones.
+
+TVM gives each task as many iterations, rounded up, and the last ones what is left: ten iterations on
+eight tasks would be five tasks of two. Here a parallel loop is one over the tasks, of which each has
+the same iterations up to one.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+from tvmsep.compiler.batch import parts_of
+
+if TYPE_CHECKING:
+    from tvm import IRModule, tirx
+
+THREADS = "tvmsep.threads"
+"""Attribute of a module: on how many threads it will run."""
+CUTS = 4
+"""Tasks a thread; `pool.c` has the same number."""
+
+
+def cut_loops(mod: IRModule) -> IRModule:
+    """The module with its kernels' parallel loops cut for its threads."""
+    from tvm import tirx
+
+    threads = int((mod.attrs or {}).get(THREADS, 1))
+    if threads > 1 and "main" in parts_of(mod):
+        for var, func in list(mod.functions_items()):
+            if isinstance(func, tirx.PrimFunc):
+                mod[var] = _cut(func, CUTS * threads)
+    return mod
+
+
+def _cut(func: tirx.PrimFunc, tasks: int) -> tirx.PrimFunc:
+    import tvm_ffi
+    from tvm import tirx
+
+    def cut(loop: Any) -> Any:
+        extent = getattr(loop.extent, "value", None)
+        if int(loop.kind) != int(tirx.ForKind.PARALLEL) or extent is None or extent <= 1:
+            return loop
+        task = tirx.Var("task", loop.loop_var.ty.dtype)
+        begin = tirx.floordiv(task * extent, tasks)
+        end = tirx.floordiv((task + 1) * extent, tasks)
+        inner = tirx.For(loop.loop_var, begin, end - begin, tirx.ForKind.SERIAL, loop.body)
+        return tirx.For(task, 0, tasks, tirx.ForKind.PARALLEL, inner)
+
+    return func.with_body(tvm_ffi.structural_map(func.body, (tirx.For, cut)))
