@@ -86,9 +86,9 @@ def rows(model: str, target: str, threads: int, trials: Sequence[Trial]) -> list
     found = []
     for task in prepared.plans[threads].tasks(prepared.target):
         template = TEMPLATES[task.template]
-        if len(template.space(task.workload, prepared.target, threads).configs()) < 2:
+        if len(template.space(task.workload, prepared.target, task.threads).configs()) < 2:
             continue
-        default = template.default(task.workload, prepared.target, threads)
+        default = template.default(task.workload, prepared.target, task.threads)
         found.append(row(task, by_task[task_key(task)], default))
     return sorted((r for r in found if r), key=lambda r: -r.count * r.best_s)
 

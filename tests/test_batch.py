@@ -20,6 +20,7 @@ from graph_kit import (
     random_network,
     relative,
     run_library,
+    run_tensors,
 )
 
 from tvmsep import api
@@ -28,6 +29,8 @@ from tvmsep.compiler import emit, parts, read_relax
 from tvmsep.contracts import Workload
 from tvmsep.frontends import load_model
 from tvmsep.graph import Plan, from_relax, normalise, one_image, split_head
+from tvmsep.report.sources import read_sources
+from tvmsep.report.story import tell
 from tvmsep.targets import load_target
 
 TARGET = load_target("local")
@@ -113,6 +116,7 @@ def test_each_image_of_a_batch(batch: int, threads: int, tail: Any) -> None:
 @pytest.mark.parametrize("seed", range(9))
 def test_random_networks_of_several_images(seed: int) -> None:
     proto = random_network(seed, batch=(2, 3, 4)[seed % 3])
+    assert planned(proto, 1 + seed % 2).batch > 1
     assert worst(proto, 1 + seed % 2) < 2e-5
 
 
@@ -215,6 +219,94 @@ def test_two_inputs_are_cut_alike() -> None:
 def test_on_a_gpu_kernels_compute_whole_batches() -> None:
     plan = plan_of(load_model(small(8, classifier)), load_target("cuda"), 1)
     assert (plan.batch, plan.head) == (1, None)
+
+
+def test_one_thread_too_many_for_a_batch() -> None:
+    """Three images on four threads: kernels of the whole batch share out its rows."""
+    assert planned(small(3), 4).batch == 1
+    assert planned(small(4), 4).images == 4
+
+
+def test_vectors_are_no_images() -> None:
+    """Each would read all weights."""
+    net = Net(1)
+    x = net.input(4, 12)
+    proto = net.proto(net.gemm(net.act(net.gemm(x, 20), "relu"), 5))
+    assert planned(proto, 2).batch == 1
+    assert worst(proto, 2) < 1e-5
+
+
+def squeezed(net: Net, x: str) -> str:
+    """All axes of length 1, of which the batch is none."""
+    y = net.op("Squeeze", net.conv(x, 1))
+    return net.op("ReduceMax", y, net.ints(2), keepdims=0)
+
+
+def side_input(net: Net, x: str) -> str:
+    side = net.input(net.shapes[x][0], 5)
+    flat = net.op("Flatten", net.op("GlobalAveragePool", x))
+    return net.op("Add", net.gemm(net.op("Concat", flat, side, axis=1), 7), net.gemm(side, 7))
+
+
+def exponents(net: Net, x: str) -> str:
+    vector = net.const(net.rng.uniform(0.5, 1.5, 9))
+    x = net.op("Pow", net.op("Abs", net.conv(x, 4, (2, 1))), vector)
+    flat = net.op("Flatten", net.op("GlobalAveragePool", x))
+    return net.op("Pow", net.op("Abs", net.gemm(flat, 9)), vector)
+
+
+@pytest.mark.parametrize("threads", [1, 2])
+@pytest.mark.parametrize("tail", [squeezed, side_input, exponents])
+def test_what_a_cut_has_to_mind(
+    tail: Callable[[Net, str], str], threads: int, tmp_path: Path
+) -> None:
+    proto = small(4, tail)
+    assert planned(proto, threads).batch == 4
+    onnx.save(proto, tmp_path / "net.onnx")
+    out = tmp_path / "net.tvmsep"
+    api.build(str(tmp_path / "net.onnx"), out=out, threads=[threads], logs=[])
+    assert api.verify(out, str(tmp_path / "net.onnx")).framework < 1e-5
+
+
+def test_outputs_that_are_one_value_have_memory_of_their_own() -> None:
+    """A caller may write to what it is given."""
+    net = Net(2)
+    x = net.input(4, 3, 12, 12)
+    image = net.act(net.conv(x, 8, 3), "relu")
+    twice = net.op("Identity", image)
+    scores = net.gemm(net.op("Flatten", net.op("GlobalAveragePool", image)), 5)
+    again = net.op("Identity", scores)
+    proto = net.proto(image, scores, twice, again)
+    for threads in (1, 2):
+        imported = load_model(proto)
+        plan = plan_of(imported, TARGET, threads)
+        _, library = compile_plan(plan, TARGET)
+        _, outputs = run_tensors(library, plan, noise_for(imported, 3))
+        arrays = [np.from_dlpack(o) for o in outputs]
+        assert [a.shape[0] for a in arrays] == [4] * 4
+        assert not any(np.shares_memory(a, b) for i, a in enumerate(arrays) for b in arrays[:i])
+    proto = net.proto(image, twice)  # no head, and one turn
+    assert worst(proto, 4) < 1e-5
+
+
+def test_a_report_adds_a_batch_up(tmp_path: Path) -> None:
+    onnx.save(small(4, classifier), tmp_path / "net.onnx")
+    out, log = tmp_path / "net.tvmsep", tmp_path / "net.jsonl"
+    made = api.tune(
+        str(tmp_path / "net.onnx"), out=out, threads=[2], strategy="default", budget_s=60.0
+    )
+    state = made.results[0].state
+    assert state.thread_counts == [2]
+    assert 0 < state.network_s(2) < 1
+    assert state.network_s(2) == pytest.approx(state.network_s())
+    sources = read_sources([log], bundle=out)
+    assert sources.counts is not None
+    assert {n for _, n in sources.counts[2]} == {1, 2}
+    assert {c for (_, n), c in sources.counts[2].items() if n == 1} >= {2}
+    (card,) = tell(sources.trials, counts=sources.counts, target=sources.target).networks
+    assert (card.threads, card.counted, card.missing) == (2, True, 0)
+    (variant,) = made.manifest.variants
+    assert card.after_s == pytest.approx(variant.estimate_s)
 
 
 def test_readings_only_go_into_one_turn() -> None:

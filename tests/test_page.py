@@ -63,11 +63,11 @@ def test_the_network_is_its_tasks_as_often_as_it_runs_them() -> None:
     log = [trial(a, 0, times_s=(1e-4,)), trial(b, 1, times_s=(2e-4,))]
     (once,) = tell(log, target=ZEN4).networks
     assert not once.counted and once.after_s == pytest.approx(3e-4)
-    (counted,) = tell(log, target=ZEN4, counts={1: {a.key: 5, b.key: 1}}).networks
+    (counted,) = tell(log, target=ZEN4, counts={1: {(a.key, 1): 5, (b.key, 1): 1}}).networks
     assert counted.counted and counted.after_s == pytest.approx(7e-4)
-    (left,) = tell(log, target=ZEN4, counts={1: {b.key: 2}}).networks
+    (left,) = tell(log, target=ZEN4, counts={1: {(b.key, 1): 2}}).networks
     assert left.after_s == pytest.approx(4e-4)
-    (short,) = tell(log[:1], target=ZEN4, counts={1: {a.key: 5, b.key: 1}}).networks
+    (short,) = tell(log[:1], target=ZEN4, counts={1: {(a.key, 1): 5, (b.key, 1): 1}}).networks
     assert short.after_s is None and short.missing == 1
 
 
@@ -140,7 +140,7 @@ def test_counts_come_from_the_relax_text() -> None:
     counts = kernel_counts(module.script(show_meta=False))
     assert sorted(counts.values()) == [1, 1, 3]
     ours = [p.workload.key for p in parts(module) if p.workload]
-    assert counts == {key: ours.count(key) for key in ours}
+    assert counts == {(key, 1): ours.count(key) for key in ours}
 
 
 class Outline(HTMLParser):

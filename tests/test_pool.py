@@ -186,8 +186,9 @@ def count(out: T.Buffer(({extent},), "int32")):
     out = tvm.runtime.tensor(np.zeros(extent, "int32"))
     run["main"](out)
     assert out.numpy().tolist() == list(range(1, extent + 1))
-    tasks = CUTS * threads
-    sizes = [extent * (t + 1) // tasks - extent * t // tasks for t in range(tasks)]
+    inner = cut.body.block.body.body
+    sizes = [eval(str(inner.extent), {"task": task}) for task in range(CUTS * threads)]
+    assert sum(sizes) == extent
     assert max(sizes) - min(sizes) <= 1
     shares = [sum(sizes[i * CUTS : (i + 1) * CUTS]) for i in range(threads)]
     assert max(shares) - min(shares) <= 1

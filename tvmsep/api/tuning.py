@@ -117,6 +117,7 @@ def tune(
                 result = tune_tasks(
                     prepared.tasks(), hardware, farm, records,
                     peak_flops_per_core=peak, plans=prepared.networks(),
+                    networks=prepared.plans,
                     budget_s=None if budget_s is None
                     else max(1.0, started + budget_s - time.monotonic()) / left,
                     trials=None if trials is None else -(-(trials - done) // left),
@@ -211,6 +212,7 @@ def search(
     with LogFile(Path(log), target=prepared.target.name, measured=False) as records:
         return tune_tasks(
             answered, prepared.target, board, records, peak_flops_per_core=peak,
+            networks=prepared.plans,
             budget_s=budget_s, trials=trials, seed=seed, strategy=strategy, prior=prior,
             progress=progress,
         )  # fmt: skip

@@ -350,7 +350,7 @@ def inspect(
         threads=[threads] if threads else None,
         shapes=options.shapes(shape),
         params=params,
-        by_image=roofline or cycles,
+        by_image=roofline or cycles or savings,
     )
     ((count, plan),) = prepared.plans.items()
     if savings:

@@ -35,6 +35,17 @@ def parts_of(mod: IRModule) -> dict[str, Any]:
     return {name: found[name] for name in ("main", IMAGES, HEAD) if name in found}
 
 
+def copied(builder: Any, value: Any) -> Any:
+    """The same in memory of its own; not for a dataflow block, where TVM makes it a view."""
+    return builder.emit(builder.call_te(_copy, value, primfunc_name_hint="copy"))
+
+
+def _copy(x: Any) -> Any:
+    from tvm import te
+
+    return te.compute(x.shape, lambda *i: x[i], name="copy")
+
+
 def in_turns(builder: Any, plan: Plan, turn: Any, head: Any | None) -> None:
     """Add a function `main` that computes a batch in the plan's turns, and its head at the end.
 
@@ -54,7 +65,9 @@ def in_turns(builder: Any, plan: Plan, turn: Any, head: Any | None) -> None:
     inputs = [relax.Var(v.name, _longer(v.ty, plan.turns)) for v in parts]
     weights = [relax.Var(v.name, v.ty) for v in params[count:]]
     behind = list(module[head].params[len(plan.head.inputs) :]) if plan.head else []
-    more = [relax.Var(v.name, v.ty) for v in behind]
+    known = {v.name: v for v in weights}
+    more = [relax.Var(v.name, v.ty) for v in behind if v.name not in known]
+    known |= {v.name: v for v in more}
     with builder.function("main", [*inputs, *weights, *more], attrs={"num_input": count}):
         made = []
         for i in range(plan.turns):
@@ -67,8 +80,12 @@ def in_turns(builder: Any, plan: Plan, turn: Any, head: Any | None) -> None:
         outputs = [_joined(builder, one) for one in zip(*made, strict=True)]
         if plan.head:
             ends = outputs[: len(plan.head.inputs)]
-            outputs += _fields(builder, builder.emit(ir.Call(head, [*ends, *more])))
-            outputs = [outputs[i] for i in plan.order]
+            read = [*ends, *(known[v.name] for v in behind)]
+            outputs += _fields(builder, builder.emit(ir.Call(head, read)))
+        outputs = [
+            copied(builder, outputs[i]) if i in plan.order[:k] else outputs[i]
+            for k, i in enumerate(plan.order)
+        ]
         if len(outputs) > 1:
             outputs = [builder.emit(relax.Tuple(outputs))]
         builder.emit_func_output(outputs[0])

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 import msgspec
 
 from tvmsep.codegen import kernel
-from tvmsep.compiler.batch import HEAD, IMAGES, in_turns
+from tvmsep.compiler.batch import HEAD, IMAGES, copied, in_turns
 from tvmsep.compiler.clock import Clock, stamps_shape
 from tvmsep.compiler.events import MARKED
 from tvmsep.compiler.shares import THREADS
@@ -21,8 +21,9 @@ if TYPE_CHECKING:
     from tvm import IRModule
 
 SCHEDULED = "tvmsep.scheduled"
-WORKLOAD, CONFIG = "tvmsep.workload", "tvmsep.config"
-"""Attributes of a kernel: its template, its workload as JSON, its config as one line."""
+WORKLOAD, CONFIG, TASK = "tvmsep.workload", "tvmsep.config", "tvmsep.task"
+"""Attributes of a kernel: its template, its workload as JSON, its config as one line, and what was
+tuned for it: key of the workload (of one image, where it computes several) and thread count."""
 _OPAQUE_PATTERN = 8  # relax.OpPatternKind.kOpaque: FuseOps leaves the kernel alone
 
 
@@ -55,17 +56,16 @@ def emit(
     from tvm import relax
 
     threads = max(plan.threads, plan.images)
-    in_parts = plan.turns > 1 or plan.head is not None
-    if in_parts and stamped_runs > 0:
+    if plan.in_parts and stamped_runs > 0:
         raise ValueError("readings go into the network of one turn, without a head")
     builder = relax.BlockBuilder()
     functions: dict[Workload, Any] = {}
 
-    def function(w: Workload, images: int) -> Any:
+    def function(w: Workload, part: Plan) -> Any:
         if extern is not None:
             return relax.ExternFunc(extern[w])
         # Each template's outermost loop, shared by threads, begins with the images.
-        whole = _at_once(w, images)
+        whole = _at_once(w, part.images)
         if whole not in functions:
             template, config = configs[w]
             name = f"{w.op}_{len(functions)}"
@@ -77,12 +77,13 @@ def emit(
                 SCHEDULED: template,
                 WORKLOAD: msgspec.json.encode(whole).decode(),
                 CONFIG: config.key,
+                TASK: f"{w.key} {part.threads}",
             }
             func = func.with_attr({"op_pattern": _OPAQUE_PATTERN, **attrs})
             functions[whole] = builder.add_func(func, name)
         return functions[whole]
 
-    if in_parts:
+    if plan.in_parts:
         turn = _network(builder, plan.of_one_turn, IMAGES, function)
         head = plan.head and _network(builder, plan.head, HEAD, function)
         in_turns(builder, plan, turn, head)
@@ -136,8 +137,7 @@ def _network(
         if any(shared):
             # Out here: in a dataflow block TVM takes a copy for a reshape, and makes it a view.
             outputs = [
-                builder.emit(builder.call_te(_copy, v, primfunc_name_hint="copy")) if again else v
-                for v, again in zip(outputs, shared, strict=True)
+                copied(builder, v) if again else v for v, again in zip(outputs, shared, strict=True)
             ]
             outputs = outputs if single else [builder.emit(relax.Tuple(outputs))]
         return builder.emit_func_output(outputs[0])
@@ -153,7 +153,7 @@ def _kernel_call(
     # Parameter order of every template: x, then w and bias, then y or the residual.
     first = _shaped(builder, values[step.inputs[0]], w.source_shapes[0])
     args = [first, *(values[p] for p in step.params), *(values[i] for i in step.inputs[1:])]
-    func = function(step.workload, plan.images)
+    func = function(step.workload, plan)
     kind = relax.call_dps_packed if isinstance(func, relax.ExternFunc) else relax.call_tir
     call = kind(func, args, relax.TensorType(w.out_shape, w.out_dtype))
     out = builder.emit(call, step.output.replace(".", "_"))
@@ -192,12 +192,6 @@ def _shared(plan: Plan) -> list[bool]:
     return found
 
 
-def _copy(x: Any) -> Any:
-    from tvm import te
-
-    return te.compute(x.shape, lambda *i: x[i], name="copy")
-
-
 def _is_view(node: Node) -> bool:
     return node.op in (*VIEWS, "view")
 
@@ -215,6 +209,9 @@ def _again(
     queue = [values[i] if i in values else relax.const(plan.constants[i]) for i in inputs]
     if node.op == "tuple_get":
         return builder.emit(relax.TupleGetItem(queue[0], node.attrs["index"]))
+    if _is_view(node):  # its batch may be another here, and what to drop or add is said by shapes
+        shape = relax.ShapeExpr(times(node.shape, plan.images))
+        return builder.emit(relax.op.reshape(queue[0], shape), node.name)
     if node.op in ("maximum", "minimum", "add", "subtract", "multiply", "divide"):
         return builder.emit(getattr(relax.op, node.op)(*queue))
 
@@ -231,8 +228,6 @@ def _again(
 
     call = node.call
     arguments = [rebuild(a) for a in call.args]
-    if call.op.name == "relax.reshape":  # its batch may be another here
-        arguments[1] = relax.ShapeExpr(times(node.shape, plan.images))
     again = ir.Call(call.op, arguments, call.attrs, call.ty_args)
     try:
         return builder.emit(again, node.name)

@@ -1,8 +1,8 @@
 """Parallel loops cut into as many tasks as the pool of threads hands out, even ones.
 
-TVM gives each task as many iterations, rounded up, and the last ones what is left: ten iterations on
-eight tasks would be five tasks of two. Here a parallel loop is one over the tasks, of which each has
-the same iterations up to one.
+TVM gives each task as many iterations, rounded up, and the last ones what is left: ten iterations
+on eight tasks would be five tasks of two. Here a parallel loop is one over the tasks, of which each
+has the same iterations up to one.
 """
 
 from __future__ import annotations
@@ -37,8 +37,11 @@ def _cut(func: tirx.PrimFunc, tasks: int) -> tirx.PrimFunc:
     from tvm import tirx
 
     def cut(loop: Any) -> Any:
-        extent = getattr(loop.extent, "value", None)
-        if int(loop.kind) != int(tirx.ForKind.PARALLEL) or extent is None or extent <= 1:
+        if int(loop.kind) != int(tirx.ForKind.PARALLEL) or loop.annotations:
+            return loop
+        extent, start = (int(getattr(e, "value", -1)) for e in (loop.extent, loop.min))
+        # What follows is computed in the loop's own integers.
+        if start != 0 or not 1 < extent < 2**31 // tasks:
             return loop
         task = tirx.Var("task", loop.loop_var.ty.dtype)
         begin = tirx.floordiv(task * extent, tasks)

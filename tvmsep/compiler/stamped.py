@@ -136,7 +136,8 @@ def stamp(
                 builder.emit(relax.TupleGetItem(result, i)) for i in range(len(result.ty.fields))
             ]
         builder.emit_func_output(builder.emit(relax.Tuple([*outputs, clock.stamps])))
-    return Stamped(builder.get(), shape)
+    stamped = builder.get()
+    return Stamped(stamped.with_attrs(mod.attrs) if mod.attrs else stamped, shape)
 
 
 def _copy(builder: Any, block: Any, clock: Clock, first: bool, between: bool) -> bool:

@@ -73,7 +73,8 @@ def split_head(graph: Graph) -> tuple[Graph, Graph | None]:
     head: dict[str, Node] = {}
     for node in reversed(graph.nodes.values()):
         made = [i for i in node.inputs if i not in graph.constants]
-        if not read.get(node.name) and made and all(map(is_vector, map(graph.shape, made))):
+        vectors = all(i in graph.nodes and is_vector(graph.shape(i)) for i in made)
+        if not read.get(node.name) and made and vectors:
             head[node.name] = node
         else:
             read.update(dict.fromkeys(made, 1))
@@ -131,7 +132,8 @@ def _apart(node: Node, graph: Graph) -> bool:
         case "matmul":
             x, y = node.inputs
             weight = graph.constants.get(y)
-            return x not in graph.constants and weight is not None and weight.ndim == 2
+            alone = x not in graph.constants and len(graph.shape(x)) > 1
+            return alone and weight is not None and weight.ndim == 2
         case "permute_dims":
             return bool(a["axes"]) and a["axes"][0] % rank == 0
         case "nn.pad":

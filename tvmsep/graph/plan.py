@@ -55,7 +55,7 @@ class Plan:
     turns: int = 1
     head: Plan | None = None
     order: tuple[int, ...] = ()
-    """Of the network's outputs among those of this plan and then the head's, if it has one."""
+    """Of a batch's outputs among those of this plan and then the head's, if it has one."""
 
     @property
     def batch(self) -> int:
@@ -63,14 +63,20 @@ class Plan:
         return self.images * self.turns
 
     @property
+    def in_parts(self) -> bool:
+        """Whether a batch takes more than doing the steps once."""
+        straight = self.order in ((), tuple(range(len(self.outputs))))
+        return self.turns > 1 or self.head is not None or not straight
+
+    @property
     def of_one_image(self) -> Plan:
         """The same for one image, without the head."""
-        return dataclasses.replace(self, images=1, turns=1, head=None)
+        return dataclasses.replace(self, images=1, turns=1, head=None, order=())
 
     @property
     def of_one_turn(self) -> Plan:
         """The same for what is computed at once, without the head."""
-        return dataclasses.replace(self, turns=1, head=None)
+        return dataclasses.replace(self, turns=1, head=None, order=())
 
     @property
     def all_steps(self) -> list[Step]:

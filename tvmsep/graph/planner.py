@@ -13,6 +13,7 @@ import numpy as np
 from tvmsep.contracts import ModelError, Target, Workload
 from tvmsep.graph.batch import one_image, split_head
 from tvmsep.graph.ir import Array, Graph, Node
+from tvmsep.graph.normalise import is_vector
 from tvmsep.graph.packing import pack_bias, pack_weight, phase_weights, specialise, spread_groups
 from tvmsep.graph.plan import Layout, Plan, Step, choose_block, choose_split, vectors_of
 from tvmsep.schedules import template_for
@@ -356,8 +357,9 @@ def make_plan(
 ) -> Plan:  # fmt: skip
     """Plan a normalised graph for a target at a thread count.
 
-    On a CPU a batch is planned by its images if they have nothing to do with each other: one a
-    thread if the threads divide them evenly, else one after the other on all threads.
+    On a CPU a batch is planned by its images if they have nothing to do with each other, are more
+    than vectors, and not fewer than the threads: one a thread if the threads divide them evenly,
+    else one after the other on all threads.
 
     Args:
         graph: what to compute.
@@ -372,15 +374,20 @@ def make_plan(
     Raises:
         ModelError: an operator that neither a template nor Relax can compute.
     """
-    body, head = split_head(graph) if by_image and target.gpu is None else (graph, None)
-    single = one_image(body) if by_image and target.gpu is None else None
+    shape = next(iter(graph.inputs.values()), (1,))
+    batch = shape[0] if shape else 1
+    body, head, single = graph, None, None
+    if by_image and target.gpu is None and batch >= threads:
+        body, head = split_head(graph)
+        if not all(is_vector(node.shape) for node in body.nodes.values()):
+            single = one_image(body)
     if single is None:
         return _Planner(graph, target, threads, returned, layout, dtype).run()
-    batch = next(iter(graph.inputs.values()))[0]
     images = threads if batch % threads == 0 else 1
     wanted = graph.outputs if returned is None else returned
     behind = [o for o in wanted if head and o in head.nodes]
     made = [*(head.inputs if head else ()), *(o for o in wanted if o not in behind)]
+    made, behind = list(dict.fromkeys(made)), list(dict.fromkeys(behind))
     plan = _Planner(single, target, 1 if images > 1 else threads, made, layout, dtype).run()
     return dataclasses.replace(
         plan,

@@ -306,7 +306,8 @@ class Farm:
         The variants take turns, so that a slow spell of the board meets all of them.
 
         Args:
-            plans: the network as each variant runs it: its inputs and parameters are the same.
+            plans: the network as each variant runs it: its inputs and parameters are the same. Of
+                a batch that is computed by its images one is timed, without the head.
             choices: template and config of each workload, once for each variant.
             rounds: how often each variant has its turn.
             whole: also time the first variant as it will ship, without clock readings inside.
@@ -322,6 +323,7 @@ class Farm:
         from tvmsep.compiler import emit, kernel_names
 
         self._check_open()
+        plans = [plan.of_one_image for plan in plans]
         runs = WARM_RUNS + RUNS
         named = [dict(zip(k, harness.names(), strict=False)) for k in kernels or [{}] * len(plans)]
         objects = [

@@ -310,7 +310,8 @@ def _commands(sources: Sources, command: Sequence[str]) -> list[tuple[str, str]]
     manifest, first = sources.manifest, sources.trials[0]
     source = dict(manifest.source) if manifest else {}
     model = source.get("spec") or source.get("path") or "MODEL"
-    threads = ",".join(map(str, sorted({t.threads for t in sources.trials})))
+    variants = manifest.variants if manifest else sources.trials
+    threads = ",".join(map(str, sorted({v.threads for v in variants})))
     common = [model, "--target", first.target, "--threads", threads]
     logs = [word for path in sources.logs for word in ("--log", str(path))]
     seeds = sorted({t.seed for t in sources.trials})

@@ -5,12 +5,13 @@ from __future__ import annotations
 import ast
 import re
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import msgspec
 
 from tvmsep.bundle import Manifest, Package
+from tvmsep.compiler.batch import IMAGES
 from tvmsep.contracts import InputError, Target, TargetError, Trial, Workload
 from tvmsep.logs import read_log
 from tvmsep.profile import Profile
@@ -18,6 +19,7 @@ from tvmsep.targets import load_target
 
 _FUNCTION = re.compile(r"^    def (\w+)\(", re.MULTILINE)
 _WORKLOAD = re.compile(r'"tvmsep\.workload": ("(?:[^"\\]|\\.)*")')
+_TASK = re.compile(r'"tvmsep\.task": "(\w+) (\d+)"')
 _CALL = re.compile(r"\bR\.call_tir\(cls\.(\w+),")
 
 
@@ -30,6 +32,11 @@ class Peer(msgspec.Struct, frozen=True, kw_only=True):
     seconds: float
 
 
+Counts = Mapping[int, Mapping[tuple[str, int], int]]
+"""By thread count, how often a bundle's network runs each task: key of its workload, and thread
+count, which is 1 where a batch has an image a thread."""
+
+
 class Sources(msgspec.Struct, frozen=True, kw_only=True):
     """Everything that was read."""
 
@@ -39,8 +46,7 @@ class Sources(msgspec.Struct, frozen=True, kw_only=True):
     """None if neither the bundle nor this tvmsep knows it."""
     bundle: Path | None = None
     manifest: Manifest | None = None
-    counts: dict[int, dict[str, int]] | None = None
-    """By thread count, how often the bundle's network runs each workload, by its key."""
+    counts: Counts | None = None
     profiles: tuple[Profile, ...] = ()
     peers: tuple[Peer, ...] = ()
 
@@ -77,8 +83,12 @@ def read_sources(
             package.check_members()
             manifest = package.manifest
             texts = {v.threads: package.read(v.relax).decode() for v in manifest.variants}
-        counts = {n: found for n, text in texts.items() if (found := kernel_counts(text))}
-        known = {w for found in counts.values() for w in found}
+        counts = {
+            n: {(key, threads or n): count for (key, threads), count in found.items()}
+            for n, text in texts.items()
+            if (found := kernel_counts(text))
+        }
+        known = {key for found in counts.values() for key, _ in found}
         if known and trials and not known & {t.workload.key for t in trials}:
             raise InputError(
                 f"{bundle} is of another network: the log has none of its kernels; give the bundle "
@@ -114,18 +124,29 @@ def _known(names: Sequence[str]) -> Target | None:
         return None
 
 
-def kernel_counts(relax: str) -> dict[str, int]:
-    """How often a bundle's Relax text runs each workload, by its key.
+def kernel_counts(relax: str) -> dict[tuple[str, int | None], int]:
+    """How often a bundle's Relax text runs each task: key of its workload, and thread count.
 
-    Empty for bundles of a tvmsep that did not write workloads into the text.
+    The count is None in bundles of a tvmsep that did not write it: then it is the network's. Empty
+    for those of one that did not write workloads into the text.
     """
-    keys: dict[str, str] = {}
+    tasks: dict[str, tuple[str, int | None]] = {}
     for chunk in re.split(r"(?m)^    @", relax):
-        name, said = _FUNCTION.search(chunk), _WORKLOAD.search(chunk)
+        name, said, task = (p.search(chunk) for p in (_FUNCTION, _WORKLOAD, _TASK))
         if name and said:
             text = ast.literal_eval(said.group(1))
-            keys[name.group(1)] = msgspec.json.decode(text, type=Workload).key
-    return dict(Counter(keys[name] for name in _CALL.findall(relax) if name in keys))
+            key = msgspec.json.decode(text, type=Workload).key
+            tasks[name.group(1)] = (task[1], int(task[2])) if task else (key, None)
+    found: Counter[tuple[str, int | None]] = Counter()
+    for chunk in re.split(r"(?m)^    @", relax):
+        name = _FUNCTION.search(chunk)
+        turns = 1  # of the function that computes a part of a batch
+        if name and name.group(1) == IMAGES:
+            turns = len(re.findall(rf"\bcls\.{IMAGES}\(", relax))
+        for called in _CALL.findall(chunk):
+            if called in tasks:
+                found[tasks[called]] += turns
+    return dict(found)
 
 
 def _read(path: Path, flag: str) -> bytes:

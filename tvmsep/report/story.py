@@ -15,6 +15,7 @@ import msgspec
 from tvmsep.contracts import Config, Target, Trial, Workload
 from tvmsep.logs import Best, best_trials
 from tvmsep.report.curves import Curve, curve, wall_time
+from tvmsep.report.sources import Counts
 from tvmsep.schedules import TEMPLATES
 
 MAX_TASKS = 400
@@ -115,7 +116,7 @@ class Story(msgspec.Struct, frozen=True, kw_only=True):
 def tell(
     trials: Sequence[Trial],
     *,
-    counts: Mapping[int, Mapping[str, int]] | None = None,
+    counts: Counts | None = None,
     target: Target | None = None,
 ) -> Story:
     """Add up the trials of one target.
@@ -123,8 +124,7 @@ def tell(
     Args:
         trials: in the order in which they were measured; one CPU and one version of TVM is best,
             for times of others do not compare.
-        counts: of a bundle's variants, by thread count: how often the network runs each workload,
-            by its key.
+        counts: of a bundle's variants.
         target: whose default configs are the state before tuning; None if it is not known.
     """
     measured = all(t.measured for t in trials)
@@ -137,16 +137,18 @@ def tell(
         _task(i, key, mine, winners.get(key), _runs(mine[0], counts), target)
         for i, (key, mine) in enumerate(groups.items())
     ]
+    by_key = dict(zip(groups, tasks, strict=True))
     tasks.sort(key=lambda t: -_weight(t))
     threads = sorted({t.threads for t in trials})
+    # A batch's network on several threads may have kernels of one.
+    at = {n: {own for _, own in found} for n, found in (counts or {}).items()}
+    parts = {own for found in at.values() for own in found} - {*at}
     networks = []
-    for n in threads:
-        used = {
-            key: max(1, _runs(mine[0], counts))
-            for key, mine in groups.items()
-            if mine[0].threads == n and _in_network(mine[0], counts)
-        }
-        networks.append(_network(n, tasks, curve(keyed, used), counts))
+    for n in sorted({*threads, *(n for n, found in at.items() if found - {n})} - parts):
+        runs = {key: _runs_at(n, mine[0], counts) for key, mine in groups.items()}
+        used = {key: count for key, count in runs.items() if count}
+        mine = [(t, used[key]) for key, t in by_key.items() if key in used]
+        networks.append(_network(n, mine, curve(keyed, used), counts))
     dates = [t.date for t in trials]
     wall_s, pauses = wall_time(trials)
     return Story(
@@ -168,15 +170,20 @@ def tell(
     )
 
 
-def _runs(trial: Trial, counts: Mapping[int, Mapping[str, int]] | None) -> int:
-    return (counts or {}).get(trial.threads, {}).get(trial.workload.key, 0)
+def _runs(trial: Trial, counts: Counts | None) -> int:
+    """How often a network runs a task: that of the task's own thread count, if there is one."""
+    own = (counts or {}).get(trial.threads, {})
+    task = (trial.workload.key, trial.threads)
+    return max(
+        (found.get(task, 0) for found in ([own] if own else (counts or {}).values())), default=0
+    )
 
 
-def _in_network(trial: Trial, counts: Mapping[int, Mapping[str, int]] | None) -> bool:
-    """Whether a task belongs to the network; without a bundle, fused pairs would count twice."""
-    if counts and trial.threads in counts:
-        return trial.workload.key in counts[trial.threads]
-    return trial.workload.op != "dwpw"
+def _runs_at(threads: int, trial: Trial, counts: Counts | None) -> int:
+    """How often the network of a thread count does; without a bundle no pair counts twice."""
+    if counts and threads in counts:
+        return counts[threads].get((trial.workload.key, trial.threads), 0)
+    return int(trial.threads == threads and trial.workload.op != "dwpw")
 
 
 def _weight(task: TaskStory) -> float:
@@ -248,22 +255,18 @@ def _ratio(mine: list[Trial], default: Config, winner: Config, phase: str) -> fl
 
 def _network(
     threads: int,
-    tasks: Sequence[TaskStory],
+    mine: Sequence[tuple[TaskStory, int]],
     best_so_far: Curve,
-    counts: Mapping[int, Mapping[str, int]] | None,
+    counts: Counts | None,
 ) -> NetworkStory:
     counted = bool(counts) and threads in (counts or {})
-    mine = [
-        t for t in tasks
-        if t.threads == threads and (t.runs > 0 if counted else t.template != "dwpw")
-    ]  # fmt: skip
-    missing = sum(1 for t in mine if not math.isfinite(t.best_s))
+    missing = sum(1 for t, _ in mine if not math.isfinite(t.best_s))
     if counted:
         missing += len((counts or {})[threads]) - len(mine)
     after_s = before_s = None
     if mine and not missing:
-        after_s = sum(max(1, t.runs) * t.best_s for t in mine)
-        known = [max(1, t.runs) * t.before_s for t in mine if t.before_s is not None]
+        after_s = sum(runs * t.best_s for t, runs in mine)
+        known = [runs * t.before_s for t, runs in mine if t.before_s is not None]
         before_s = sum(known) if len(known) == len(mine) else None
     return NetworkStory(
         threads=threads,

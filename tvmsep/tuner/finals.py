@@ -58,9 +58,10 @@ _DEVICE_COMPILE_S = 0.8
 
 def expected_s(run: Run, plans: Sequence[Plan]) -> float:
     """Roughly how long `measure_again` takes, by what is known so far."""
-    tunable = sum(1 for t in run.state.tasks if len(t.space) > 1)
+    tunable = sum(1 for t in _outside(run, plans) if len(t.space) > 1)
+    alone_s = tunable * ALONE * ALONE_ROUNDS * _TRIAL_S
     if not plans:
-        return tunable * ALONE * ALONE_ROUNDS * _TRIAL_S
+        return alone_s
     by_task, compiling = _successes(run), 0
     for state in run.state.tasks:
         key = task_key(state.task)
@@ -75,7 +76,7 @@ def expected_s(run: Run, plans: Sequence[Plan]) -> float:
         sizes[plan.threads] = len({s.workload for s in plan.steps if s.workload is not None})
     whole_s = sum(sizes.values()) * _COMPILE_S
     building_s = compiling * _COMPILE_S / _builders(run) + linking_s + whole_s
-    return building_s + sum(turns * _turn_s(run.state, p) for p in plans)
+    return alone_s + building_s + sum(turns * _turn_s(run.state, p) for p in plans)
 
 
 def _builders(run: Run) -> int:
@@ -96,7 +97,12 @@ def _variant_s(run: Run, plan: Plan) -> float:
 
 def _turn_s(state: TuneState, plan: Plan) -> float:
     """Seconds of one variant's turn: its runs, and a copy of its weights on the board."""
-    network_s = state.network_s(plan.threads) / plan.turns
+    steps = {s.workload for s in plan.steps}
+    network_s = sum(
+        t.task.count / plan.turns * t.best_s
+        for t in state.tasks
+        if t.task.threads == plan.threads and t.task.workload in steps
+    )
     return (RUNS + WARM_RUNS) * network_s + 0.05 if math.isfinite(network_s) else 2 * _TRIAL_S
 
 
@@ -104,11 +110,7 @@ def measure_again(run: Run, plans: Sequence[Plan], deadline: float | None) -> No
     """Measure each task's best few again, and log it."""
     run.state.phase, run.state.search_s = "final", run.state.elapsed_s
     run.progress(run.state)
-    inside = {(p.threads, s.workload) for p in plans for s in p.steps}
-    outside = [
-        t for t in run.state.tasks if (t.task.threads, t.task.workload) not in inside
-    ]  # without plans all of them, else the heads of batches
-    _alone(run, deadline, outside)
+    _alone(run, deadline, _outside(run, plans))
     groups: dict[int, list[Plan]] = defaultdict(list)
     for plan in plans:
         groups[plan.threads].append(plan)
@@ -121,8 +123,16 @@ def measure_again(run: Run, plans: Sequence[Plan], deadline: float | None) -> No
         if why:
             run.state.notes.append(why)
         if why and len(run.log.trials) == before:  # nothing was timed in it
-            _alone(run, until, [t for t in run.state.tasks if t.task.threads == threads])
+            outside = _outside(run, group)
+            inside = [t for t in run.state.tasks if t.task.threads == threads]
+            _alone(run, until, [t for t in inside if t not in outside])
         run.progress(run.state)
+
+
+def _outside(run: Run, plans: Sequence[Plan]) -> list[TaskState]:
+    """Tasks that no network times: without plans all of them, else the heads of batches."""
+    inside = {(p.threads, s.workload) for p in plans for s in p.steps}
+    return [t for t in run.state.tasks if (t.task.threads, t.task.workload) not in inside]
 
 
 def _finalists(state: TaskState, trials: Sequence[Trial], count: int) -> list[Config]:
@@ -177,7 +187,12 @@ def _in_network(run: Run, plans: Sequence[Plan], deadline: float | None) -> str:
     """
     by_task, winners = _successes(run), run.best()
     threads = plans[0].threads
-    states = {t.task.workload: t for t in run.state.tasks if t.task.threads == threads}
+    steps = {s.workload for plan in plans for s in plan.steps}
+    states = {
+        t.task.workload: t
+        for t in run.state.tasks
+        if t.task.threads == threads and t.task.workload in steps
+    }
     programs: dict[tuple[Workload, Config], str] = {}
     fields: dict[Workload, list[Config]] = {}
     for w, state in states.items():
@@ -218,8 +233,7 @@ def _in_network(run: Run, plans: Sequence[Plan], deadline: float | None) -> str:
             )
         whole = count == 1 and len(plans) == 1
         kernels = _kernels(run, states, choices)
-        images = [plan.of_one_image for plan in turns]
-        answer = run.farm.run_networks(images, choices, rounds=rounds, whole=whole, kernels=kernels)
+        answer = run.farm.run_networks(turns, choices, rounds=rounds, whole=whole, kernels=kernels)
         if isinstance(answer, Failed):
             return f"kernels were not timed inside the network: {answer.failure}: {answer.detail}"
         date = now("microseconds")
@@ -284,7 +298,7 @@ def _whole(run: Run, plan: Plan, fields: Mapping[Workload, list[Config]]) -> str
         for s in chosen.steps
         if s.workload is not None
     }
-    answer = run.farm.run_networks([chosen.of_one_image], [choice], rounds=CHECK_ROUNDS, whole=True)
+    answer = run.farm.run_networks([chosen], [choice], rounds=CHECK_ROUNDS, whole=True)
     if isinstance(answer, Failed):
         return f"the whole network was not timed: {answer.failure}: {answer.detail}"
     _note_whole(run.state, chosen, answer)

@@ -14,7 +14,7 @@ from __future__ import annotations
 import math
 import time
 from collections import deque
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from typing import TYPE_CHECKING
 
@@ -49,6 +49,7 @@ def tune_tasks(
     *,
     peak_flops_per_core: float,
     plans: Sequence[Plan] = (),
+    networks: Mapping[int, Plan] | None = None,
     budget_s: float | None = None,
     trials: int | None = None,
     seed: int = 0,
@@ -66,6 +67,7 @@ def tune_tasks(
         peak_flops_per_core: measured FMA peak, for the share of peak and the room left.
         plans: the networks that the tasks come from: the best few configs of each task are then
             timed again inside them, and not alone.
+        networks: those that are asked for, by thread count, for the sums that progress shows.
         budget_s: seconds, re-measuring included.
         trials: search trials of this run.
         seed: fixes every random choice.
@@ -82,6 +84,10 @@ def tune_tasks(
     """
     started = time.monotonic()
     state = TuneState([], started, budget_s, trials)
+    state.counts = {
+        n: {(t.workload, t.threads): t.count for t in plan.tasks(target)}
+        for n, plan in (networks or {}).items()
+    }
     run = Run(tasks, target, farm, log, peak_flops_per_core, seed, strategy, prior, state, progress)
     reason = "interrupted"
 

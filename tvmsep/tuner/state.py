@@ -5,10 +5,11 @@ from __future__ import annotations
 import datetime
 import math
 import time
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Literal
 
-from tvmsep.contracts import Config, Task, Trial
+from tvmsep.contracts import Config, Task, Trial, Workload
 from tvmsep.contracts.trial import BLAMELESS
 from tvmsep.logs import Best
 from tvmsep.schedules import TEMPLATES
@@ -103,6 +104,10 @@ class TuneState:
     notes: list[str] = field(default_factory=list)
     """What the user should know beside the times: boards left out, networks not timed."""
 
+    counts: Mapping[int, Mapping[tuple[Workload, int], int]] = field(default_factory=dict)
+    """By thread count of a network, how often it runs which tasks (workload and thread count):
+    a batch's images may have kernels of one thread each. Empty: each task at its own."""
+
     @property
     def trials_per_s(self) -> float:
         """Search trials a second of search, the time for building them included."""
@@ -111,18 +116,21 @@ class TuneState:
     @property
     def thread_counts(self) -> list[int]:
         """Thread counts that are tuned for, rising."""
-        return sorted({t.task.threads for t in self.tasks})
+        return sorted(self.counts or {t.task.threads for t in self.tasks})
 
     def network_s(self, threads: int | None = None, *, start: bool = False) -> float:
         """Sum of task times at a thread count, or of all; infinite until every task has one.
 
         Of the separate kernels: those that could replace two of them are not added to them.
         """
-        return sum(
-            t.task.count * (t.start_s if start else t.best_s)
-            for t in self.tasks
-            if threads in (None, t.task.threads) and t.task.workload.op != "dwpw"
-        )
+        found = 0.0
+        for t in self.tasks:
+            count = t.task.count if threads in (None, t.task.threads) else 0
+            if self.counts and threads is not None:
+                count = self.counts[threads].get((t.task.workload, t.task.threads), 0)
+            if count and t.task.workload.op != "dwpw":
+                found += count * (t.start_s if start else t.best_s)
+        return found
 
     @property
     def elapsed_s(self) -> float:
