@@ -29,6 +29,7 @@ from tvmsep.compiler import emit, parts, read_relax
 from tvmsep.contracts import Workload
 from tvmsep.frontends import load_model
 from tvmsep.graph import Plan, from_relax, normalise, one_image, split_head
+from tvmsep.report.layers import layers
 from tvmsep.report.sources import read_sources
 from tvmsep.report.story import tell
 from tvmsep.targets import load_target
@@ -225,6 +226,36 @@ def test_one_thread_too_many_for_a_batch() -> None:
     """Three images on four threads: kernels of the whole batch share out its rows."""
     assert planned(small(3), 4).batch == 1
     assert planned(small(4), 4).images == 4
+
+
+def branching(batch: int) -> onnx.ModelProto:
+    """A classifier in the middle of the file, of the same weights' shape as the layer behind it."""
+    net = Net(1)
+    a = net.conv(net.input(batch, 3, 12, 12), 8, 3)
+    s = net.gemm(net.op("Flatten", net.op("GlobalAveragePool", a)), 8)
+    return net.proto(s, net.conv(a, 8))
+
+
+@pytest.mark.parametrize("make", [branching, lambda n: small(n, exponents)])
+def test_variants_share_their_parameters(
+    make: Callable[[int], onnx.ModelProto], tmp_path: Path
+) -> None:
+    """Whether a thread has an image, or several share one: the same weights in the same order."""
+    model, out = tmp_path / "net.onnx", tmp_path / "net.tvmsep"
+    onnx.save(make(2), model)
+    wide = msgspec.structs.replace(TARGET, cores=4)
+    api.build(str(model), out=out, target=wide, threads=[1, 2, 4], logs=[])
+    imported = load_model(str(model))
+    inputs = noise_for(imported, 3)
+    assert imported.reference is not None
+    want = imported.reference(inputs)
+    for threads in (1, 2, 4):
+        with Bundle.load(out, threads=threads) as net:
+            got = net(*inputs)
+        assert relative(list(got) if isinstance(got, tuple) else [got], want) < 1e-5
+        assert len(
+            layers(api.prepare(str(model), target=wide, threads=[threads]).plans[threads])
+        ) == (len(layers(api.prepare(str(model), target=wide, threads=[1]).plans[1])))
 
 
 def test_vectors_are_no_images() -> None:

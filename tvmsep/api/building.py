@@ -303,7 +303,10 @@ def _compile(
         lowered = lower(module, prepared.target)
         libraries[count] = compile_library(lowered, prepared.target)
         texts[count] = module.script(show_meta=False)
-        weights = weights or plan.all_params
+        own = plan.all_params
+        weights = weights or own
+        if [(n, a.shape) for n, a in own.items()] != [(n, a.shape) for n, a in weights.items()]:
+            raise ValueError(f"the plan for {count} threads has other parameters")
         ram[count] = peak_bytes(lowered) + sum(a.nbytes for a in weights.values())
         if total is not None:
             estimates[count] = total

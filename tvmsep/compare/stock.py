@@ -175,7 +175,7 @@ def search(
     with Package(bundle) as package:
         m = package.manifest
         all_weights = package.weights()
-    weights = {name: all_weights[name] for name in plan.params}
+    weights = {name: all_weights[name] for name in plan.all_params}
     write_bundle(
         bundle, name=m.name, target=m.target, inputs=m.inputs, outputs=m.outputs,
         libraries={threads: compile_library(lowered, target)}, weights=weights,

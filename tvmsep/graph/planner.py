@@ -377,22 +377,26 @@ def make_plan(
     shape = next(iter(graph.inputs.values()), (1,))
     batch = shape[0] if shape else 1
     body, head, single = graph, None, None
-    if by_image and target.gpu is None and batch >= threads:
+    if target.gpu is None and batch > 1:
         body, head = split_head(graph)
         if not all(is_vector(node.shape) for node in body.nodes.values()):
             single = one_image(body)
     if single is None:
         return _Planner(graph, target, threads, returned, layout, dtype).run()
-    images = threads if batch % threads == 0 else 1
+    # Cut here at any thread count: variants of one network share their parameters.
+    images, turns, own = 1, 1, threads
+    if by_image and batch >= threads:
+        images = threads if batch % threads == 0 else 1
+        body, turns, own = single, batch // images, 1 if images > 1 else threads
     wanted = graph.outputs if returned is None else returned
     behind = [o for o in wanted if head and o in head.nodes]
     made = [*(head.inputs if head else ()), *(o for o in wanted if o not in behind)]
     made, behind = list(dict.fromkeys(made)), list(dict.fromkeys(behind))
-    plan = _Planner(single, target, 1 if images > 1 else threads, made, layout, dtype).run()
+    plan = _Planner(body, target, own, made, layout, dtype).run()
     return dataclasses.replace(
         plan,
         images=images,
-        turns=batch // images,
+        turns=turns,
         head=_Planner(head, target, threads, behind, layout, dtype).run() if head else None,
         order=tuple(map([*made, *behind].index, wanted)),
     )

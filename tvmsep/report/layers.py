@@ -54,10 +54,11 @@ class Block(msgspec.Struct, frozen=True, kw_only=True):
 def layers(plan: Plan) -> list[Layer]:
     """Every step of the plan, in order."""
     rows = []
-    for step in plan.steps:
+    shapes = {**(plan.head.shapes if plan.head else {}), **plan.shapes}
+    for step in plan.all_steps:
         w = step.workload
         if w is None:
-            shape = plan.shapes[step.output]
+            shape = shapes[step.output]
             dims = tuple(shape) + (1,) * (4 - len(shape)) if len(shape) <= 4 else (1, 1, 1, 1)
             n, c, h, width = dims
             rows.append(

@@ -201,7 +201,8 @@ def _networks(sources: Sources, s: Story) -> list[NetworkRow]:
     for n in s.networks:
         if n.after_s is None:
             continue
-        tuned[n.threads] = n.after_s
+        if n.counted or not sources.counts:
+            tuned[n.threads] = n.after_s
         source = "sum of the tasks" + ("" if n.counted else ", each once")
         if n.before_s is not None:
             add("before tuning", n.threads, n.before_s, source)

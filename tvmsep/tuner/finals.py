@@ -10,7 +10,8 @@ are CUDA events behind each launch (`compiler/events.py`), and all else is the s
 could be fused, variants with fused and with separate ones take turns alike, so that their times
 compare, and what `choose_plan` makes of these is the network that is timed last. Without a network
 (single layers compared), or where it cannot be timed on the board (too little memory), each task's
-best few are measured alone, in turn.
+best few are measured alone, in turn. Of a batch that is computed by its images the network is that
+of one; the head's tasks are measured alone, and there is no time of the whole.
 """
 
 from __future__ import annotations
@@ -307,7 +308,7 @@ def _whole(run: Run, plan: Plan, fields: Mapping[Workload, list[Config]]) -> str
 
 def _note_whole(state: TuneState, plan: Plan, times: NetworkTimes) -> None:
     """Keep the first variant's time, and the sum of its kernels' from the same minute."""
-    if times.whole_s and plan.batch == 1:
+    if times.whole_s and plan.batch == 1 and plan.head is None:
         state.whole_s[plan.threads] = robust_mean(times.whole_s)
         state.kernels_s[plan.threads] = sum(
             robust_mean(times.kernels[0][s.workload]) for s in plan.steps if s.workload is not None

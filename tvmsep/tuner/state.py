@@ -116,7 +116,9 @@ class TuneState:
     @property
     def thread_counts(self) -> list[int]:
         """Thread counts that are tuned for, rising."""
-        return sorted(self.counts or {t.task.threads for t in self.tasks})
+        known = {(t.task.workload, t.task.threads) for t in self.tasks}
+        own = {n for n, tasks in self.counts.items() if known & {*tasks}}
+        return sorted(own if self.counts else {n for _, n in known})
 
     def network_s(self, threads: int | None = None, *, start: bool = False) -> float:
         """Sum of task times at a thread count, or of all; infinite until every task has one.
