@@ -77,7 +77,10 @@ def in_turns(builder: Any, plan: Plan, turn: Any, head: Any | None) -> None:
                 else inputs
             )
             made.append(_fields(builder, builder.emit(ir.Call(turn, [*pieces, *weights]))))
-        outputs = [_joined(builder, one) for one in zip(*made, strict=True)]
+        outputs = [
+            _joined(builder, one, name.replace(".", "_"))
+            for name, one in zip(plan.outputs, zip(*made, strict=True), strict=True)
+        ]
         if plan.head:
             ends = outputs[: len(plan.head.inputs)]
             read = [*ends, *(known[v.name] for v in behind)]
@@ -117,7 +120,7 @@ def _part(whole: Any, of: Any, i: int) -> Any:
     return relax.op.memory.view(whole, _shape(of), str(of.dtype), i * size)
 
 
-def _joined(builder: Any, parts: Sequence[Any]) -> Any:
+def _joined(builder: Any, parts: Sequence[Any], name: str) -> Any:
     """The parts, one behind the other. No concatenation: TVM's asks at each element whose it is."""
     import tvm
     from tvm import relax
@@ -144,5 +147,6 @@ def _joined(builder: Any, parts: Sequence[Any]) -> Any:
         ]
     func = tvm.script.from_source("\n".join(script) + "\n")
     func = func.without_attr("global_symbol").with_attr("op_pattern", 8)  # one for each output
-    name = builder.add_func(func, "join")
-    return builder.emit(relax.call_tir(name, list(parts), relax.TensorType(whole, dtype)))
+    join = builder.add_func(func, "join")
+    call = relax.call_tir(join, list(parts), relax.TensorType(whole, dtype))
+    return builder.emit(call, name)
