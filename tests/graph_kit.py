@@ -429,7 +429,7 @@ def labels(proto: onnx.ModelProto, target: Target | None = None, threads: int = 
     """What each step of a network's plan is: a workload's label, or a Relax operator's name."""
     target = target or load_target("local")
     plan = plan_of(load_model(proto), target, threads)
-    return [s.workload.label if s.workload else s.node.op for s in plan.steps]  # type: ignore[union-attr]
+    return [s.workload.label if s.workload else s.node.op for s in plan.all_steps]  # type: ignore[union-attr]
 
 
 def compile_plan(plan: Plan, target: Target) -> tuple[Any, bytes]:

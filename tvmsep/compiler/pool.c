@@ -138,8 +138,10 @@ static int do_next(Worker* of) {
 
 static void do_tasks(int32_t id) {
   int32_t done = 0;
-  for (int32_t i = 0; i < pool.threads && i < HELPED; i++)
-    while (do_next(&pool.workers[(id + i) % pool.threads])) done++;
+  for (int32_t i = 0; i < pool.threads && i < HELPED; i++) {
+    while (do_next(&pool.workers[id])) done++;
+    if (++id == pool.threads) id = 0;
+  }
   if (done) atomic_fetch_sub_explicit(&pool.left, done, memory_order_release);
 }
 
@@ -175,8 +177,10 @@ static int launch(Share share, void* data, int tasks) {
   atomic_store_explicit(&pool.failed, 0, memory_order_relaxed);
   atomic_store_explicit(&pool.left, tasks, memory_order_relaxed);
   uint64_t number = atomic_load_explicit(&pool.launch, memory_order_relaxed) + 1;
-  for (int64_t i = 0; i < pool.threads; i++) {
-    uint64_t from = i * tasks / pool.threads, to = (i + 1) * tasks / pool.threads;
+  int32_t rest = 0;
+  uint64_t from = 0, to = 0;
+  for (int32_t i = 0; i < pool.threads; i++, from = to) { /* ARMv7 has no division, nor its library */
+    for (rest += tasks; rest >= pool.threads; rest -= pool.threads) to++;
     atomic_store_explicit(&pool.workers[i].next, number << 32 | to << 16 | from,
                           memory_order_release);
   }

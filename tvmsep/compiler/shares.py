@@ -40,12 +40,12 @@ def _cut(func: tirx.PrimFunc, tasks: int) -> tirx.PrimFunc:
         if int(loop.kind) != int(tirx.ForKind.PARALLEL) or loop.annotations:
             return loop
         extent, start = (int(getattr(e, "value", -1)) for e in (loop.extent, loop.min))
-        # What follows is computed in the loop's own integers.
+        # What follows is computed in 32 bits: ARMv7 calls a function to divide 64.
         if start != 0 or not 1 < extent < 2**31 // tasks:
             return loop
-        task = tirx.Var("task", loop.loop_var.ty.dtype)
-        begin = tirx.floordiv(task * extent, tasks)
-        end = tirx.floordiv((task + 1) * extent, tasks)
+        task, kind = tirx.Var("task", "int32"), str(loop.loop_var.ty.dtype)
+        begin = tirx.floordiv(task * extent, tasks).astype(kind)
+        end = tirx.floordiv((task + 1) * extent, tasks).astype(kind)
         inner = tirx.For(loop.loop_var, begin, end - begin, tirx.ForKind.SERIAL, loop.body)
         return tirx.For(task, 0, tasks, tirx.ForKind.PARALLEL, inner)
 
