@@ -39,7 +39,8 @@ def test_a_wild_network(name: str, tmp_path: Path) -> None:
     assert dims[0] == 2  # the batch is open
     prepared = api.prepare(path, threads=[2], shapes=shapes)
     (plan,) = prepared.plans.values()
-    assert [s.node.op for s in plan.all_steps if s.node] == LEFT[name]
+    left = [s.node.op for s in plan.all_steps if s.node]
+    assert [op for op in left if op != "view"] == LEFT[name]  # which moves nothing
 
     x = np.random.default_rng(5).standard_normal(dims).astype("float32")
     if name == "tf_v3":  # which scales pixels itself
