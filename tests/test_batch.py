@@ -16,10 +16,10 @@ from graph_kit import (
     compile_plan,
     defaults,
     noise_for,
+    pipeline_error,
     plan_of,
     random_network,
     relative,
-    run_library,
     run_tensors,
 )
 
@@ -44,12 +44,7 @@ def planned(proto: onnx.ModelProto, threads: int = 2) -> Plan:
 
 def worst(proto: onnx.ModelProto, threads: int) -> float:
     """Largest relative error of a network at its default configs, against onnxruntime."""
-    imported = load_model(proto)
-    plan = plan_of(imported, TARGET, threads)
-    _, library = compile_plan(plan, TARGET)
-    inputs = noise_for(imported, 3)
-    assert imported.reference is not None
-    return relative(run_library(library, plan, inputs), imported.reference(inputs))
+    return pipeline_error(proto, TARGET, threads)
 
 
 def small(batch: int, tail: Callable[[Net, str], str] | None = None) -> onnx.ModelProto:

@@ -15,8 +15,6 @@ if TYPE_CHECKING:
 
 IMAGES, HEAD = "images", "head"
 """The functions that `main` calls: with a part of the batch at a time, and with all of it."""
-
-
 PART = "relax.memory.view"
 VIEWS = ("relax.reshape", PART)
 """Calls that become views: nothing runs."""

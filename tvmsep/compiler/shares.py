@@ -9,8 +9,6 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
-from tvmsep.compiler.batch import parts_of
-
 if TYPE_CHECKING:
     from tvm import IRModule, tirx
 
@@ -25,7 +23,7 @@ def cut_loops(mod: IRModule) -> IRModule:
     from tvm import tirx
 
     threads = int((mod.attrs or {}).get(THREADS, 1))
-    if threads > 1 and "main" in parts_of(mod):
+    if threads > 1:
         for var, func in list(mod.functions_items()):
             if isinstance(func, tirx.PrimFunc):
                 mod[var] = _cut(func, CUTS * threads)
