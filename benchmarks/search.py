@@ -133,7 +133,8 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--model", default="mobilenet_v2")
     parser.add_argument("--log", type=Path, default=ROOT / "logs/x86-zen4/mobilenet_v2.jsonl")
-    parser.add_argument("--warm", type=Path, default=ROOT / "logs/x86-zen4/mobilenet_v1.jsonl")
+    parser.add_argument("--warm", type=Path, nargs="+", help="logs that teach the model",
+                        default=[ROOT / "logs/x86-zen4/mobilenet_v1.jsonl"])  # fmt: skip
     parser.add_argument("--cold", action="store_true", help="compare cold strategies alone")
     parser.add_argument("--each", action="store_true", help="search each task by itself; the mean")
     parser.add_argument("--target", default="x86-zen4")
@@ -152,7 +153,8 @@ def main() -> None:
         "xgboost": ("xgboost", []),
     }
     if not args.cold:
-        ways[f"xgboost, warm ({args.warm.stem})"] = ("xgboost", load(args.warm))
+        taught = [t for path in args.warm for t in load(path)]
+        ways[f"xgboost, warm ({', '.join(p.stem for p in args.warm)})"] = ("xgboost", taught)
     start, best = ideal(tasks, target, log)
     sums = [network_s(tasks, times) * 1e3 for times in (start, best)]
     print(f"{args.model}, {len(best)} of {len(tasks)} tasks in {args.log.name}, threads "

@@ -26,7 +26,7 @@ from tvmsep.logs import best_trials, chosen_by, read_log
 from tvmsep.measure import Built, Failed, ModelBoard
 from tvmsep.schedules import TEMPLATES, template_for
 from tvmsep.targets import load_target
-from tvmsep.tuner.fusion import choose_plan
+from tvmsep.tuner.choice import choose_plan
 
 pytestmark_mca = pytest.mark.skipif(
     not any(map(shutil.which, ("llvm-mca-22", "llvm-mca"))), reason="needs llvm-mca"

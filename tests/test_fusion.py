@@ -21,7 +21,7 @@ from tvmsep.logs import best_trials
 from tvmsep.measure import Failed, Farm
 from tvmsep.schedules import TEMPLATES
 from tvmsep.targets import load_target
-from tvmsep.tuner.fusion import GAIN, choose_plan
+from tvmsep.tuner.choice import GAIN, choose_plan
 
 
 @pytest.fixture(scope="module")
@@ -183,7 +183,7 @@ def test_tune_then_build_from_its_log_and_its_bundle(
     net = Net()
     x = net.conv(net.input(1, 3, 24, 24), 16, 3, pads=[1, 1, 1, 1])
     model = net.proto(net.conv(net.depthwise(x), 16))
-    monkeypatch.setattr("tvmsep.tuner.fusion.GAIN", -9.0)  # fused whatever it takes
+    monkeypatch.setattr("tvmsep.tuner.choice.GAIN", -9.0)  # fused whatever it takes
     out = tmp_path / "a.tvmsep"
     report = tvmsep.tune(model, out=out, target=local, threads=1, trials=24, builders=1)
     assert report.result is not None and report.result.state.whole_s[1] > 0

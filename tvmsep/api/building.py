@@ -172,14 +172,14 @@ def choose_configs(
 ) -> tuple[dict[Workload, tuple[str, Config]], list[Trial], float | None]:
     """Config of each workload; the log lines they came from; the sum of task times if all known."""
     from tvmsep.schedules import TEMPLATES
-    from tvmsep.tuner.state import task_key
+    from tvmsep.tuner.state import winner_of
 
     configs: dict[Workload, tuple[str, Config]] = {}
     used: list[Trial] = []
     total: float | None = 0.0
     for task in plan.tasks(prepared.target):
         template = TEMPLATES[task.template]
-        best = winners.get(task_key(task))
+        best = winner_of(task, winners)
         space = template.space(task.workload, prepared.target, task.threads)
         if best is not None and best.config in space:
             configs[task.workload] = (task.template, best.config)
@@ -285,7 +285,7 @@ def _compile(
     """One set of shapes: the network, the trials it uses, those that decided, its tasks."""
     from tvmsep.bundle import Compiled, TensorInfo
     from tvmsep.compiler import compile_library, emit, lower, peak_bytes
-    from tvmsep.tuner.fusion import choose_plan
+    from tvmsep.tuner.choice import choose_plan
 
     libraries: dict[int, bytes] = {}
     texts: dict[int, str] = {}

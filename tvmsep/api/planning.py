@@ -10,6 +10,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import msgspec
+
 from tvmsep.contracts import (
     InputError,
     Target,
@@ -58,12 +60,12 @@ class Prepared:
         return ", ".join(map(str, self.imported.inputs))
 
     def candidates(self, threads: int) -> list[Plan]:
-        """Of a thread count the plan, and the one with all fused that can be, if any can."""
-        from tvmsep.graph import fuse, fusible
+        """Of a thread count the plan, one with all fused that can be, and those of other splits."""
+        from tvmsep.graph import fuse, fusible, other_splits
 
-        plan = self.plans[threads]
-        pairs = fusible(plan, self.target)
-        return [plan, fuse(plan, self.target, pairs)] if pairs else [plan]
+        plans = [self.plans[threads], *other_splits(self.plans[threads])]
+        most, pairs = max(((p, fusible(p, self.target)) for p in plans), key=lambda x: len(x[1]))
+        return [*plans[:1], *([fuse(most, self.target, pairs)] if pairs else []), *plans[1:]]
 
     def networks(self) -> list[Plan]:
         """The candidates that time kernels in a network, those of equal kernels once."""
@@ -74,11 +76,19 @@ class Prepared:
         return list(plans.values())
 
     def tasks(self) -> list[Task]:
-        """All tasks of all thread counts, those of fused kernels too."""
+        """All tasks of all thread counts, of all that a network may be made of.
+
+        Of those whose kernels are the same code, whoever wrote their input, there is one.
+        """
         found: dict[tuple[Workload, int], Task] = {}
         for plan in [p for n in self.plans for p in self.candidates(n)]:
+            here: dict[tuple[Workload, int], Task] = {}
             for task in plan.tasks(self.target):
-                found.setdefault((task.workload, task.threads), task)
+                at = task.workload.kernel, task.threads
+                count = task.count + (here[at].count if at in here else 0)
+                here[at] = msgspec.structs.replace(here.get(at, task), count=count)
+            for at, task in here.items():
+                found.setdefault(at, task)
         return list(found.values())
 
 

@@ -15,7 +15,7 @@ from tvmsep.compiler import emit
 from tvmsep.graph import Plan
 from tvmsep.logs import chosen_by
 from tvmsep.profile import CycleModel, modelled, parse_relax
-from tvmsep.tuner.fusion import choose_plan
+from tvmsep.tuner.choice import choose_plan
 
 
 def show_cycles(prepared: Prepared, plan: Plan, log: Path | None, as_json: bool) -> None:

@@ -16,7 +16,7 @@ from tvmsep.logs import chosen_by
 from tvmsep.measure import Farm
 from tvmsep.measure.network import random_inputs
 from tvmsep.profile import LOW, Profile, profile_module
-from tvmsep.tuner.fusion import choose_plan
+from tvmsep.tuner.choice import choose_plan
 
 
 def show_roofline(prepared: Prepared, threads: int, log: Path | None, as_json: bool) -> None:

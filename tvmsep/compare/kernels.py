@@ -12,7 +12,7 @@ from tvmsep.contracts.words import counted
 from tvmsep.graph import Plan
 from tvmsep.logs import chosen_by, read_log
 from tvmsep.schedules import CUDA, TEMPLATES
-from tvmsep.tuner.state import task_key
+from tvmsep.tuner.state import winner_of
 
 
 @dataclass(frozen=True)
@@ -35,7 +35,7 @@ def find_task(plans: Sequence[Plan], target: Target, task: str | None, layer: st
     """The kernel that the user means.
 
     Args:
-        plans: of one thread count, without and with fused kernels.
+        plans: of one thread count; of what has one label the first plan's is taken.
         target: of the tasks.
         task: part of a task's label, such as `pointwise 14x14 512`.
         layer: a step's name, as `tvmsep inspect` prints it.
@@ -43,19 +43,19 @@ def find_task(plans: Sequence[Plan], target: Target, task: str | None, layer: st
     Raises:
         InputError: none, or several.
     """
-    tasks = {t.workload: t for plan in reversed(plans) for t in plan.tasks(target)}
+    tasks = [t for plan in plans for t in plan.tasks(target)]
     if layer is not None:
         for plan in plans:
             for step in plan.all_steps:
                 if step.output == layer and step.workload is not None:
-                    return tasks[step.workload]
+                    return next(t for t in tasks if t.workload == step.workload)
         raise InputError(f"--layer {layer}: no kernel of that name; see `tvmsep inspect MODEL`")
     assert task is not None
-    exact = [t for t in tasks.values() if t.workload.label == task]
-    found = exact or [t for t in tasks.values() if task in t.workload.label]
+    named = {t.workload.label: t for t in reversed(tasks)}
+    found = [task] if task in named else [label for label in named if task in label]
     if len(found) == 1:
-        return found[0]
-    labels = sorted({t.workload.label for t in found or tasks.values()})
+        return named[found[0]]
+    labels = sorted(found or named)
     if not found:
         near = difflib.get_close_matches(task, labels, 5, 0.0)
         raise InputError(f"--task {task!r}: no kernel is called so; the nearest: {', '.join(near)}")
@@ -100,7 +100,7 @@ def _choice(word: str, task: Task, target: Target) -> Choice:
         )
         return Choice(word, word, other, template.default(w, target, task.threads))
     if path.suffix in (".jsonl", ".tvmsep"):
-        best = chosen_by(read_log(path)).get(task_key(task))
+        best = winner_of(task, chosen_by(read_log(path)))
         if best is None:
             raise InputError(
                 f"{word} has no trial of {label} for {target.name} at "

@@ -8,8 +8,10 @@ from tvmsep.graph.ir import Graph, Node
 from tvmsep.graph.normalise import normalise
 from tvmsep.graph.plan import LAYOUTS, Plan, Step, layouts
 from tvmsep.graph.planner import make_plan
+from tvmsep.graph.splits import open_splits, other_splits, resplit, resplit_steps
 
 __all__ = [
     "LAYOUTS", "Graph", "Node", "Plan", "Step", "evaluate", "from_relax", "fuse", "fusible",
-    "layouts", "make_plan", "normalise", "one_image", "split_head",
+    "layouts", "make_plan", "normalise", "one_image", "open_splits", "other_splits", "resplit",
+    "resplit_steps", "split_head",
 ]  # fmt: skip

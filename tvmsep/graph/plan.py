@@ -178,9 +178,10 @@ def _half(full: int) -> int:
 
 
 def choose_split(height: int, width: int, threads: int) -> str:
-    """Rows while each thread gets at least four, else channels.
+    """Rows while there are 16, and four for each thread, else channels.
 
     Rows keep a tensor in the cache of the core that wrote it; small images have too few of them
-    to share evenly, and large weights, of which each core then reads only its part.
+    to share evenly, and large weights, of which each core then reads only its part. Where neither
+    outweighs the other, times decide: `tvmsep.graph.splits`.
     """
-    return "rows" if threads == 1 or height >= 4 * threads else "channels"
+    return "rows" if threads == 1 or height >= max(16, 4 * threads) else "channels"

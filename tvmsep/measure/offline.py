@@ -154,12 +154,12 @@ class ReplayBoard(Offline):
         for t in trials:
             if (t.cpu, t.phase) == (self._cpu, "search") and t.measured:
                 if t.failure not in BLAMELESS:
-                    key = (t.workload, t.threads, t.template, t.template_version)
+                    key = (t.workload.kernel, t.threads, t.template, t.template_version)
                     self._answers.setdefault(key, {}).setdefault(t.as_config(), t)
 
     def _of(self, task: Task) -> dict[Config, Trial]:
         template = task.template.partition("@")[0]
-        key = (task.workload, task.threads, template, TEMPLATES[template].version)
+        key = (task.workload.kernel, task.threads, template, TEMPLATES[template].version)
         return self._answers.get(key, {})
 
     def known(self, task: Task) -> set[Config] | None:

@@ -13,7 +13,7 @@ from tvmsep.logs import Best
 from tvmsep.measure import Built, Failed, Farm, Measured, ModelBoard
 from tvmsep.report.layers import Block, block_of, pairs
 from tvmsep.schedules import TEMPLATES, template_for
-from tvmsep.tuner.state import task_key
+from tvmsep.tuner.state import winner_of
 
 
 class Saving(msgspec.Struct, frozen=True, kw_only=True):
@@ -77,7 +77,7 @@ def measure_savings(
     for block, standard, separable in saving_tasks(plan, target):
         times: list[float] = []
         failure: Failed | None = None
-        tuned = all(task_key(t) in winners for t in (*standard, *separable))
+        tuned = all(winner_of(t, winners) for t in (*standard, *separable))
         for form in (standard, separable):
             jobs = [(t, _config(t, target, winners)) for t in form]
             builds = farm.build(jobs)
@@ -100,7 +100,7 @@ def measure_savings(
 
 
 def _config(task: Task, target: Target, winners: dict[str, Best]) -> Config:
-    best = winners.get(task_key(task))
+    best = winner_of(task, winners)
     if best is not None:
         return best.config
     return TEMPLATES[task.template].default(task.workload, target, task.threads)

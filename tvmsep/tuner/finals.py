@@ -8,7 +8,9 @@ task then meet once more, each among other winners. At last the winners take tur
 network without clock readings, which shows whether the sum can be trusted. On a GPU the readings
 are CUDA events behind each launch (`compiler/events.py`), and all else is the same. Where kernels
 could be fused, variants with fused and with separate ones take turns alike, so that their times
-compare, and what `choose_plan` makes of these is the network that is timed last. Without a network
+compare, and so do plans whose values are divided otherwise over the threads: a kernel is timed
+between each of the splits that its neighbours may have. What `choose_plan` makes of all these is
+the network that is timed last. Without a network
 (single layers compared), or where it cannot be timed on the board (too little memory), each task's
 best few are measured alone, in turn. Of a batch that is computed by its images the network is that
 of one; the head's tasks are measured alone, and there is no time of the whole.
@@ -23,13 +25,15 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from tvmsep.contracts import Config, Trial, Workload
+import msgspec
+
+from tvmsep.contracts import Config, Task, Trial, Workload
 from tvmsep.contracts.trial import robust_mean
 from tvmsep.measure import Built, Failed, Measured, NetworkTimes
 from tvmsep.measure.network import RUNS, WARM_RUNS
 from tvmsep.targets import host_cores
-from tvmsep.tuner.fusion import choose_plan
-from tvmsep.tuner.state import TaskState, TuneState, now, task_key
+from tvmsep.tuner.choice import choose_plan
+from tvmsep.tuner.state import TaskState, TuneState, now, same_code, task_key
 
 if TYPE_CHECKING:
     from tvmsep.graph import Plan
@@ -98,11 +102,11 @@ def _variant_s(run: Run, plan: Plan) -> float:
 
 def _turn_s(state: TuneState, plan: Plan) -> float:
     """Seconds of one variant's turn: its runs, and a copy of its weights on the board."""
-    steps = {s.workload for s in plan.steps}
+    steps = {s.workload.kernel for s in plan.steps if s.workload is not None}
     network_s = sum(
         t.task.count / plan.turns * t.best_s
         for t in state.tasks
-        if t.task.threads == plan.threads and t.task.workload in steps
+        if t.task.threads == plan.threads and t.task.workload.kernel in steps
     )
     return (RUNS + WARM_RUNS) * network_s + 0.05 if math.isfinite(network_s) else 2 * _TRIAL_S
 
@@ -132,8 +136,8 @@ def measure_again(run: Run, plans: Sequence[Plan], deadline: float | None) -> No
 
 def _outside(run: Run, plans: Sequence[Plan]) -> list[TaskState]:
     """Tasks that no network times: without plans all of them, else the heads of batches."""
-    inside = {(p.threads, s.workload) for p in plans for s in p.steps}
-    return [t for t in run.state.tasks if (t.task.threads, t.task.workload) not in inside]
+    inside = {(p.threads, w.kernel) for p in plans for s in p.steps if (w := s.workload)}
+    return [t for t in run.state.tasks if (t.task.threads, t.task.workload.kernel) not in inside]
 
 
 def _finalists(state: TaskState, trials: Sequence[Trial], count: int) -> list[Config]:
@@ -153,10 +157,12 @@ def _finalists(state: TaskState, trials: Sequence[Trial], count: int) -> list[Co
 
 
 def _successes(run: Run) -> dict[str, list[Trial]]:
+    """Search trials by the key of the task that stands for their code."""
+    own = {key: task_key(t.task) for t in run.state.tasks for key in same_code(t.task)}
     by_task: dict[str, list[Trial]] = defaultdict(list)
     for trial in run.mine():
-        if trial.failure is None and trial.phase == "search":
-            by_task[trial.task_key].append(trial)
+        if trial.failure is None and trial.phase == "search" and trial.task_key in own:
+            by_task[own[trial.task_key]].append(trial)
     return by_task
 
 
@@ -183,17 +189,15 @@ def _alone(run: Run, deadline: float | None, tasks: Sequence[TaskState]) -> None
 def _in_network(run: Run, plans: Sequence[Plan], deadline: float | None) -> str:
     """Time the finalists of one thread count in their network; why it could not be done, or "".
 
-    `plans` are the network with separate kernels and, where there are any to fuse, with fused ones.
+    `plans` are the network with separate kernels, where there are any to fuse one with fused ones,
+    and those of other splits.
     Near the deadline there are fewer variants and turns, and past it no more stages.
     """
     by_task, winners = _successes(run), run.best()
     threads = plans[0].threads
-    steps = {s.workload for plan in plans for s in plan.steps}
-    states = {
-        t.task.workload: t
-        for t in run.state.tasks
-        if t.task.threads == threads and t.task.workload in steps
-    }
+    of_code = {t.task.workload.kernel: t for t in run.state.tasks if t.task.threads == threads}
+    run_by = [s.workload for plan in plans for s in plan.steps if s.workload is not None]
+    states = {w: of_code[w.kernel] for w in run_by if w.kernel in of_code}
     programs: dict[tuple[Workload, Config], str] = {}
     fields: dict[Workload, list[Config]] = {}
     for w, state in states.items():
@@ -201,7 +205,7 @@ def _in_network(run: Run, plans: Sequence[Plan], deadline: float | None) -> str:
         programs.update(((w, t.as_config()), t.program) for t in trials)
         # A task that no trial of which succeeded runs by its default, unranked.
         configs = _finalists(state, trials, IN_NETWORK) or [state.default]
-        won = winners.get(task_key(state.task))  # of an earlier run: it has to win again
+        won = winners.get(task_key(_of(state, w)))  # of an earlier run: it has to win again
         if won is not None and won.config not in configs and won.config in state.tried:
             configs.insert(2, won.config)
         fields[w] = configs
@@ -245,12 +249,18 @@ def _in_network(run: Run, plans: Sequence[Plan], deadline: float | None) -> str:
                 if program is None:
                     continue  # never checked
                 measured = Measured(times[w], 0.0, answer.board)
-                trial = run.trial(states[w].task, config, measured, "network", program, date=date)
+                task = _of(states[w], w)
+                trial = run.trial(task, config, measured, "network", program, date=date)
                 run.log.append(trial)
                 times_of[w, config].append(trial.median_s)
         _note_whole(run.state, plans[0], answer)
         fields = {w: sorted(f, key=lambda c: _middle(times_of[w, c])) for w, f in fields.items()}
     return _whole(run, plans[0], fields) if len(plans) > 1 else ""
+
+
+def _of(state: TaskState, w: Workload) -> Task:
+    """The task of a workload whose code a state's task has too."""
+    return msgspec.structs.replace(state.task, workload=w)
 
 
 def _missing_s(

@@ -19,7 +19,7 @@ from tvmsep.measure import Built, Failed, Measured, Measuring
 from tvmsep.schedules import TEMPLATES
 from tvmsep.tuner.model import CostModel
 from tvmsep.tuner.search import EXPLORE, propose
-from tvmsep.tuner.state import TaskState, TuneState, now, task_key
+from tvmsep.tuner.state import TaskState, TuneState, now, same_code, task_key
 
 Progress = Callable[[TuneState], None]
 Strategy = Literal["xgboost", "random", "default"]
@@ -100,7 +100,9 @@ class Run:
 
     def _resume(self) -> None:
         """Take over what the log already holds for these tasks."""
-        by_key = {task_key(t.task): (t, set(t.space)) for t in self.state.tasks}
+        by_key = {
+            key: (t, set(t.space)) for t in self.state.tasks for key in same_code(t.task)
+        }  # fmt: skip
         for trial in self.mine():
             state, space = by_key.get(trial.task_key, (None, set()))
             if state is not None and trial.phase == "search" and trial.as_config() in space:

@@ -13,12 +13,12 @@ from __future__ import annotations
 
 import math
 import time
-from collections import deque
+from collections import Counter, deque
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from typing import TYPE_CHECKING
 
-from tvmsep.contracts import Config, Target, Task, Trial
+from tvmsep.contracts import Config, Target, Task, Trial, Workload
 from tvmsep.logs import LogFile
 from tvmsep.measure import Measuring
 from tvmsep.tuner import finals
@@ -85,9 +85,8 @@ def tune_tasks(
     started = time.monotonic()
     state = TuneState([], started, budget_s, trials)
     state.counts = {
-        n: {(t.workload, t.threads): t.count for t in plan.tasks(target)}
-        for n, plan in (networks or {}).items()
-    }
+        n: _counted(plan.tasks(target)) for n, plan in (networks or {}).items()
+    }  # fmt: skip
     run = Run(tasks, target, farm, log, peak_flops_per_core, seed, strategy, prior, state, progress)
     reason = "interrupted"
 
@@ -109,6 +108,13 @@ def tune_tasks(
         reason = "interrupted"
     state.phase, state.ended = "ended", time.monotonic()
     return TuneResult(run.best(), reason, state)
+
+
+def _counted(tasks: Sequence[Task]) -> dict[tuple[Workload, int], int]:
+    counts: Counter[tuple[Workload, int]] = Counter()
+    for task in tasks:
+        counts[task.workload.kernel, task.threads] += task.count
+    return counts
 
 
 _Choice = tuple[TaskState, list[Config]]

@@ -9,8 +9,11 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Literal
 
+import msgspec
+
 from tvmsep.contracts import Config, Task, Trial, Workload
 from tvmsep.contracts.trial import BLAMELESS
+from tvmsep.contracts.workload import SPLITS
 from tvmsep.logs import Best
 from tvmsep.schedules import TEMPLATES
 
@@ -105,7 +108,7 @@ class TuneState:
     """What the user should know beside the times: boards left out, networks not timed."""
 
     counts: Mapping[int, Mapping[tuple[Workload, int], int]] = field(default_factory=dict)
-    """By thread count of a network, how often it runs which tasks (workload and thread count):
+    """By thread count of a network, how often it runs which kernels (`Workload.kernel`, threads):
     a batch's images may have kernels of one thread each. Empty: each task at its own."""
 
     @property
@@ -116,7 +119,7 @@ class TuneState:
     @property
     def thread_counts(self) -> list[int]:
         """Thread counts that are tuned for, rising."""
-        known = {(t.task.workload, t.task.threads) for t in self.tasks}
+        known = {(t.task.workload.kernel, t.task.threads) for t in self.tasks}
         own = {n for n, tasks in self.counts.items() if known & {*tasks}}
         return sorted(own if self.counts else {n for _, n in known})
 
@@ -129,7 +132,7 @@ class TuneState:
         for t in self.tasks:
             count = t.task.count if threads in (None, t.task.threads) else 0
             if self.counts and threads is not None:
-                count = self.counts[threads].get((t.task.workload, t.task.threads), 0)
+                count = self.counts[threads].get((t.task.workload.kernel, t.task.threads), 0)
             if count and t.task.workload.op != "dwpw":
                 found += count * (t.start_s if start else t.best_s)
         return found
@@ -161,6 +164,19 @@ def task_key(task: Task) -> str:
         threads=task.threads,
         template=f"{task.template}@{version}",
     ).key
+
+
+def same_code(task: Task) -> list[str]:
+    """Keys of the tasks of the same code, whoever wrote their input; its own first."""
+    replace = msgspec.structs.replace
+    ways = (replace(task.workload, in_split=split) for split in SPLITS)
+    return list(dict.fromkeys(map(task_key, (task, *(replace(task, workload=w) for w in ways)))))
+
+
+def winner_of(task: Task, winners: Mapping[str, Best]) -> Best | None:
+    """A task's winner; of one of the same code where only that was timed in a network."""
+    found = [winners[key] for key in same_code(task) if key in winners]
+    return min(found, key=lambda b: b.trial.phase != "network", default=None)
 
 
 def now(timespec: str = "seconds") -> str:
