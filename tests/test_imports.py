@@ -3,6 +3,7 @@
 import ast
 import subprocess
 import sys
+import tomllib
 from pathlib import Path
 
 import pytest
@@ -157,3 +158,24 @@ def test_every_room_is_light_to_import() -> None:
 def test_bundle_is_light_until_used() -> None:
     assert heavy_after("import tvmsep.bundle, tvmsep.targets") == set()
     assert heavy_after("from tvmsep.bundle import Package, Manifest, read_log") == set()
+
+
+def test_what_is_no_python_is_installed_too() -> None:
+    """C sources, templates, targets, logs: whatever lies in a package's folder."""
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text())
+    data: dict[str, list[str]] = project["tool"]["setuptools"]["package-data"]
+    folders = {x: f"tvmsep.{x}" for x in ("schedules", "targets")} | {"logs": "tvmsep.shipped"}
+    found = 0
+    for top in ("tvmsep", *folders):
+        for path in (ROOT / top).rglob("*"):
+            if path.is_dir() or path.suffix in (".py", ".pyc"):
+                continue
+            package = next(
+                p for p in path.parents if (p / "__init__.py").exists() or p == ROOT / "logs"
+            )
+            parts = package.relative_to(ROOT).parts
+            name = ".".join([folders.get(parts[0], parts[0]), *parts[1:]])
+            inside = {f for glob in data.get(name, []) for f in package.glob(glob)}
+            assert path in inside, f"{path.relative_to(ROOT)} is not in package-data of {name}"
+            found += 1
+    assert found > 40

@@ -13,7 +13,7 @@ from graph_kit import Net, defaults, plan_of
 
 from tvmsep.compiler import emit, parts
 from tvmsep.frontends import load_model
-from tvmsep.measure.bandwidth import Bandwidth, Level, levels
+from tvmsep.measure.bandwidth import WEIGHTS, Bandwidth, Level, levels
 from tvmsep.profile.roofline import roof, roofline
 from tvmsep.targets import load_target
 
@@ -39,8 +39,26 @@ LIMITS = [
 def test_the_higher_limit_binds(
     flops: int, moved: int, bound: str, level: str, seconds: float
 ) -> None:
-    limit = roof(flops, moved, PEAK, LIMITS)
+    limit = roof(flops, moved, moved / 2, PEAK, LIMITS)
     assert (limit.bound, limit.level) == (bound, level)
+    assert limit.seconds == pytest.approx(seconds)
+
+
+@pytest.mark.parametrize(
+    ("flops", "weights", "bound", "seconds"),
+    [
+        (1000, 800, WEIGHTS, 800 / 5e9),
+        (1000, 0, "L2", 20e-9),
+        (1000, 99, "L2", 20e-9),
+        (20_000, 800, "FMA peak", 200e-9),
+    ],
+)
+def test_weights_take_what_the_network_leaves_of_the_caches(
+    flops: int, weights: int, bound: str, seconds: float
+) -> None:
+    limits = [*LIMITS, Bandwidth(Level(WEIGHTS, 0, 5000), 5e9)]
+    limit = roof(flops, 1000, weights, PEAK, limits)
+    assert (limit.bound, limit.level) == (bound, "L2")
     assert limit.seconds == pytest.approx(seconds)
 
 
@@ -83,6 +101,10 @@ def test_levels_fit_what_they_measure() -> None:
     assert 4 * memory.buffer_bytes == 4 * (32 << 20)
     names = [level.name for level in levels(msgspec.structs.replace(target, l3_bytes=0), 4)]
     assert names == ["L2", "memory"]
+    weights = levels(target, 4, 10 << 20)[-1]
+    assert (weights.name, weights.holds_bytes) == (WEIGHTS, 0)
+    assert 0.99 * (10 << 20) < 4 * weights.buffer_bytes <= 10 << 20
+    assert levels(target, 4, 100)[-1].name == "memory"  # no line for each thread
 
 
 def inspect(*words: str) -> subprocess.CompletedProcess[str]:
@@ -100,7 +122,8 @@ def test_the_verb_measures_every_layer() -> None:
     done = inspect("--roofline", "--threads", "1", "--json")
     assert done.returncode == 0, done.stderr
     found = json.loads(done.stdout)
-    assert list(found["bandwidths"])[-1] == "memory"
+    assert list(found["bandwidths"])[-2:] == ["memory", WEIGHTS]
+    assert found["holds_bytes"][WEIGHTS] == 0
     assert all(rate > 0 for rate in found["bandwidths"].values())
     assert found["peak_flops"] > 0 and found["network_s"] > 0
     rows = found["layers"]

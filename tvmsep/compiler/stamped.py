@@ -42,6 +42,8 @@ class Part:
     config: str
     bytes: int
     """Inputs, weights and output once each; of the workload where there is one."""
+    weight_bytes: int
+    """Of them the weights' and biases'; 0 where there is no workload."""
     parallel: bool
     """Whether it divides its work over threads."""
 
@@ -179,6 +181,7 @@ def _part(binding: Any, functions: dict[str, Any]) -> Part:
         template=str(attrs.get(SCHEDULED, "")),
         config=str(attrs.get(CONFIG, "")),
         bytes=workload.bytes_moved if workload else sum(map(_bytes, values)),
+        weight_bytes=workload.weight_bytes if workload else 0,
         parallel=func is None or workload is None or _parallel(func),
     )
 

@@ -205,6 +205,11 @@ class Workload(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
         )
 
     @property
+    def weight_bytes(self) -> int:
+        """Of weights and biases: what a run of the network finds where the last one left it."""
+        return ITEM_BYTES[self.dtype] * self.params
+
+    @property
     def bytes_moved(self) -> int:
         """Bytes that must move once: all inputs, weights, and the output."""
         out = self.n * self.oc * self.oh * self.ow
@@ -214,9 +219,9 @@ class Workload(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
         elif self.op == "eltwise" and self.kind == "scale":
             res += self.n * self.oc
         res += self.n * self.ic * self.scaled
-        size = ITEM_BYTES[self.dtype]
         inner = (self.in_dtype, self.n * self.ic * self.ih * self.iw), (self.out_dtype, out)
-        return sum(ITEM_BYTES[d] * n for d, n in inner) + size * (self.params + res)
+        images = sum(ITEM_BYTES[d] * n for d, n in inner) + ITEM_BYTES[self.dtype] * res
+        return images + self.weight_bytes
 
     @property
     def key(self) -> str:

@@ -3,6 +3,10 @@
 Each thread reads and writes its own part of a buffer in place, over and over: a read and a write
 of every element, nothing else. How large the part is decides where it lies. The best of several
 runs counts, as for the FMA peak. The kernels for CUDA devices are in `ceiling.py`.
+
+Weights are another matter. Since they were read the whole network has run, so they come from
+wherever so much data ends up, and in a cache that a machine shares that is nobody's to choose: a
+buffer as large as the network is read again and again, and the median counts.
 """
 
 from __future__ import annotations
@@ -19,9 +23,12 @@ from tvmsep.measure.library import build_library
 if TYPE_CHECKING:
     from tvm import IRModule
 
+WEIGHTS = "weights"
 _REPEATS = 15
 _BUFFERS = 4
 """Of a cache's size: by bad luck one buffer's pages lie where they evict each other."""
+_WIDE = 4 * LINE
+"""Elements that one step of reading adds up: as many chains as hide the latency of an addition."""
 _RUN_BYTES = 64 << 20
 """What one thread moves in one run, at least."""
 
@@ -31,23 +38,29 @@ class Level:
     """One level of the memory, as all threads together see it."""
 
     name: str
-    """`L2`, `L3` or `memory`."""
+    """`L2`, `L3`, `memory` or `weights`."""
     holds_bytes: float
-    """What fits: infinite for the memory."""
+    """What fits: infinite for the memory, nothing for weights, which are not looked up by size."""
     buffer_bytes: int
     """What one thread's part has when this level is measured."""
 
 
 @dataclass(frozen=True)
 class Bandwidth:
-    """A level's measured bandwidth: bytes read and bytes written, a second, by all threads."""
+    """A level's measured bandwidth: bytes read and bytes written, a second, by all threads.
+
+    Of weights the bytes read.
+    """
 
     level: Level
     bytes_per_s: float
 
 
-def levels(t: Target, threads: int) -> list[Level]:
-    """The levels, the fastest first: half a cache is measured, and four times the last one."""
+def levels(t: Target, threads: int, network_bytes: int = 0) -> list[Level]:
+    """The levels, the fastest first: half a cache is measured, and four times the last one.
+
+    With the bytes of a network's weights and largest layer, on a CPU, also where its weights lie.
+    """
     if t.gpu is not None:
         near, far = (ceiling.buffer_bytes(t.gpu, n) for n in (ceiling.LAST_LEVEL, ceiling.MEMORY))
         return [
@@ -60,20 +73,39 @@ def levels(t: Target, threads: int) -> list[Level]:
     if t.l3_bytes > 2 * private:
         found.append(Level("L3", t.l3_bytes, t.l3_bytes // 2 // threads))
         last = t.l3_bytes
-    return [*found, Level("memory", float("inf"), 4 * max(last, t.l3_bytes) // threads)]
+    found.append(Level("memory", float("inf"), 4 * max(last, t.l3_bytes) // threads))
+    each = network_bytes // threads // (4 * _WIDE) * (4 * _WIDE)
+    return [*found, Level(WEIGHTS, 0, each)] if each else found
 
 
 def _lines(level: Level) -> int:
     return level.buffer_bytes // (4 * LINE)
 
 
-def module(t: Target, threads: int) -> IRModule:
-    """One kernel a level, of its name; parameter `a [threads, lines, 16]`."""
+def module(t: Target, threads: int, network_bytes: int = 0) -> IRModule:
+    """One kernel a level, of its name; parameter `a [threads, lines, 16]`.
+
+    For weights `a [threads, lines / 4, 64]` and their sums, `b [threads, 64]`.
+    """
     import tvm
 
     text = ["@I.ir_module", "class Bandwidth:"]
-    for level in levels(t, threads):
+    for level in levels(t, threads, network_bytes):
         lines = _lines(level)
+        if level.name == WEIGHTS:
+            text += [
+                "    @T.prim_func(s_tir=True)",
+                f"    def {WEIGHTS}(",
+                f'        a: T.Buffer(({threads}, {lines * LINE // _WIDE}, {_WIDE}), "float32"),',
+                f'        b: T.Buffer(({threads}, {_WIDE}), "float32"),',
+                "    ):",
+                f'        T.func_attr({{"global_symbol": "{WEIGHTS}", "tirx.noalias": True}})',
+                f"        for t in T.parallel({threads}):",
+                f"            for i in range({lines * LINE // _WIDE}):",
+                f"                for v in T.vectorized({_WIDE}):",
+                "                    b[t, v] = b[t, v] + a[t, i, v]",
+            ]
+            continue
         text += [
             "    @T.prim_func(s_tir=True)",
             f'    def {level.name}(a: T.Buffer(({threads}, {lines}, {LINE}), "float32")):',
@@ -91,7 +123,9 @@ def _passes(level: Level) -> int:
     return -(-_RUN_BYTES // (2 * level.buffer_bytes))
 
 
-def measure(remote: Any, library: Any, t: Target, threads: int) -> list[Bandwidth]:
+def measure(
+    remote: Any, library: Any, t: Target, threads: int, network_bytes: int = 0
+) -> list[Bandwidth]:
     """Every level's bandwidth, from the compiled kernels on a board that runs so many threads."""
     from tvm import runtime
 
@@ -106,7 +140,10 @@ def measure(remote: Any, library: Any, t: Target, threads: int) -> list[Bandwidt
         ]
     device = remote.cpu(0)
     found = []
-    for level in levels(t, threads):
+    for level in levels(t, threads, network_bytes):
+        if level.name == WEIGHTS:
+            found.append(Bandwidth(level, _weights(device, library, threads, level)))
+            continue
         shape = (threads, _lines(level), LINE)
         count = 1 if level.holds_bytes == float("inf") else _BUFFERS
         buffers = [runtime.empty(shape, "float32", device) for _ in range(count)]
@@ -117,8 +154,21 @@ def measure(remote: Any, library: Any, t: Target, threads: int) -> list[Bandwidt
     return found
 
 
-def build(t: Target, threads: int, outdir: Path) -> Path:
+def _weights(device: Any, library: Any, threads: int, level: Level) -> float:
+    """Bytes a second of what is read again and again: each run finds what the last one left."""
+    from tvm import runtime
+
+    steps = _lines(level) * LINE // _WIDE
+    a = runtime.empty((threads, steps, _WIDE), "float32", device)
+    b = runtime.empty((threads, _WIDE), "float32", device)
+    timer = library.time_evaluator(level.name, device, number=1, repeat=2 * _REPEATS)
+    times = sorted(timer(a, b).results)[: 2 * _REPEATS]
+    return 4 * _WIDE * steps * threads / float(times[len(times) // 2])
+
+
+def build(t: Target, threads: int, outdir: Path, network_bytes: int = 0) -> Path:
     """Compile the kernels into a shared library in `outdir`."""
     if t.gpu is not None:
         return build_library(ceiling.module(t.gpu), t, outdir / "bandwidth.so")
-    return build_library(module(t, threads), t, outdir / f"bandwidth{threads}.so")
+    name = f"bandwidth{threads}-{network_bytes}.so"
+    return build_library(module(t, threads, network_bytes), t, outdir / name)

@@ -36,12 +36,13 @@ def reference(library: Path, target: Target, limit_s: float, slot: Slot) -> floa
 
 
 def bandwidths(
-    library: Path, target: Target, threads: int, limit_s: float, slot: Slot
+    library: Path, target: Target, threads: int, network_bytes: int, limit_s: float, slot: Slot
 ) -> list[Bandwidth] | Failed:
     """Of each level of its memory, the fastest first."""
     try:
         with slot.timing():
-            found = slot.call(session.bandwidths, library, target, threads, limit_s=limit_s)
+            call = (library, target, threads, network_bytes)
+            found = slot.call(session.bandwidths, *call, limit_s=limit_s)
     except WorkerError as exc:
         return slot.failed(exc)
     return list(found)

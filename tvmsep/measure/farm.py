@@ -454,17 +454,19 @@ class Farm:
             raise BoardError(f"{exc}; is it the right target?") from exc
         return float(np.median(list(flops.values())))
 
-    def bandwidths(self, threads: int) -> list[Bandwidth]:
+    def bandwidths(self, threads: int, network_bytes: int = 0) -> list[Bandwidth]:
         """The measured bandwidth of each level of a board's memory, the fastest first.
 
-        Takes about a second.
+        Takes about a second. With a network's bytes, on a CPU, also what its weights are read at.
 
         Raises:
             BoardError: as `peak_flops_per_core`, or the board has not so many threads.
         """
-        library = self._measuring_library(bandwidth.build, self.target, threads, self._scratch.path)
-        limit_s = self._limits.run_s
-        answer = self._ask(partial(errands.bandwidths, library, self.target, threads, limit_s))
+        library = self._measuring_library(
+            bandwidth.build, self.target, threads, self._scratch.path, network_bytes
+        )
+        call = (library, self.target, threads, network_bytes, self._limits.run_s)
+        answer = self._ask(partial(errands.bandwidths, *call))
         if isinstance(answer, Failed):
             raise BoardError(f"its bandwidth cannot be measured: {answer.detail}")
         return list(answer)

@@ -216,12 +216,15 @@ class Session:
         self._remote.upload(str(library), name)
         return peak.measure(self._remote, self._remote.load_module(name), target)
 
-    def bandwidths(self, library: Path, target: Target, threads: int) -> list[Bandwidth]:
+    def bandwidths(
+        self, library: Path, target: Target, threads: int, network_bytes: int
+    ) -> list[Bandwidth]:
         """Of each level of the memory, with a library that `bandwidth.build` made."""
         self._set_threads(threads)
         name = "bandwidth.so"
         self._remote.upload(str(library), name)
-        return bandwidth.measure(self._remote, self._remote.load_module(name), target, threads)
+        module = self._remote.load_module(name)
+        return bandwidth.measure(self._remote, module, target, threads, network_bytes)
 
 
 # What follows runs in the worker, which holds one session at a time.
@@ -308,10 +311,10 @@ def peak_flops(library: Path, target: Target) -> float:
     return _open.peak_flops(library, target)
 
 
-def bandwidths(library: Path, target: Target, threads: int) -> list[Bandwidth]:
+def bandwidths(library: Path, target: Target, threads: int, network_bytes: int) -> list[Bandwidth]:
     """`Session.bandwidths` on the worker's session."""
     assert _open is not None
-    return _open.bandwidths(library, target, threads)
+    return _open.bandwidths(library, target, threads, network_bytes)
 
 
 def measure(task: Task, built: Built, repeats: int | None) -> Measured | Failed:

@@ -140,7 +140,9 @@ def profile_module(
     # Measured in float32; half precision has twice the lanes.
     widest = max((farm.target.elements(p.workload.dtype) for p in network if p.workload), default=1)
     peak_flops = farm.peak_flops_per_core() * threads * max(1.0, widest / farm.target.lanes)
-    bandwidths = farm.bandwidths(threads)
+    # What lies in the caches between two runs of a layer: all weights, and what the layers share.
+    images = max((p.bytes - p.weight_bytes for p in network), default=0)
+    bandwidths = farm.bandwidths(threads, sum(a.nbytes for a in arguments) + images)
     modules = [full.module, ends.module, *([] if whole else [module])]
     libraries = farm.build_networks(modules)
     times: NetworkTimes | Failed

@@ -3,8 +3,9 @@
 The roofline (Williams, Waterman, Patterson, 2009): a layer takes at least its FLOPs at the FMA
 peak, and at least its bytes at the bandwidth of where they lie. Bytes are the model's own: input,
 weights and output once each, fp32. They are taken to lie in the smallest level that holds them
-all; that is kind to the board (weights have often left it since the last run), so the bound is a
-bound and not a prediction.
+all, which is kind to the board, so the bound is a bound and not a prediction. Weights have another
+one: a whole run of the network lies between two reads of them, so they take at least what a buffer
+as large as the network is read at, again and again.
 """
 
 from __future__ import annotations
@@ -14,7 +15,7 @@ from collections.abc import Sequence
 import msgspec
 
 from tvmsep.compiler import Part
-from tvmsep.measure.bandwidth import Bandwidth
+from tvmsep.measure.bandwidth import WEIGHTS, Bandwidth
 
 LOW = 0.85
 """Share of the bound under which a layer is flagged."""
@@ -24,7 +25,7 @@ class Roof(msgspec.Struct, frozen=True, kw_only=True):
     """The limits that bind a layer of so many FLOPs and bytes."""
 
     bound: str
-    """`FMA peak`, or the level of the memory."""
+    """`FMA peak`, the level of the memory, or `weights`."""
     level: str
     """Where the layer's bytes are taken to lie."""
     seconds: float
@@ -61,20 +62,26 @@ class LayerRoof(msgspec.Struct, frozen=True, kw_only=True):
 
 
 def roof(
-    flops: float, moved_bytes: float, peak_flops: float, bandwidths: Sequence[Bandwidth]
-) -> Roof:
-    """The higher of the two limits on a layer's time.
+    flops: float, moved_bytes: float, weight_bytes: float, peak_flops: float,
+    bandwidths: Sequence[Bandwidth],
+) -> Roof:  # fmt: skip
+    """The highest of the limits on a layer's time.
 
     Args:
         flops: of one run.
         moved_bytes: read and written in one run.
+        weight_bytes: of them the weights'.
         peak_flops: of all threads together, a second.
-        bandwidths: fastest and smallest level first; the last one holds everything.
+        bandwidths: of the levels, fastest and smallest first, one of which holds everything; and of
+            weights, if that was measured.
     """
     at = next(b for b in bandwidths if moved_bytes <= b.level.holds_bytes)
-    compute_s, move_s = flops / peak_flops, moved_bytes / at.bytes_per_s
-    bound = "FMA peak" if compute_s >= move_s else at.level.name
-    return Roof(bound=bound, level=at.level.name, seconds=max(compute_s, move_s))
+    limits = {"FMA peak": flops / peak_flops, at.level.name: moved_bytes / at.bytes_per_s}
+    for b in bandwidths:
+        if b.level.name == WEIGHTS:
+            limits[WEIGHTS] = weight_bytes / b.bytes_per_s
+    bound = max(limits, key=lambda name: limits[name])
+    return Roof(bound=bound, level=at.level.name, seconds=limits[bound])
 
 
 def label(part: Part) -> str:
@@ -104,7 +111,7 @@ def roofline(
     for part, times in found.values():
         flops = part.workload.flops if part.workload else 0
         seconds = sum(times) / len(times)
-        limit = roof(flops, part.bytes, peak_flops, bandwidths)
+        limit = roof(flops, part.bytes, part.weight_bytes, peak_flops, bandwidths)
         share = limit.seconds / seconds
         rows.append(
             LayerRoof(

@@ -268,6 +268,7 @@ def _roof(sources: Sources, s: Story) -> tuple[list[RoofPoint], list[RoofLine], 
             roofs += [
                 RoofLine(name=f"{level}, {p.threads}t", peak=p.peak_flops, rate=rate, dash=dash)
                 for (level, rate), dash in zip(p.bandwidths.items(), dashes, strict=False)
+                if p.holds_bytes[level] != 0  # weights are a part of what intensity counts
             ]
             rates = ", ".join(f"{k} {v / 1e9:.0f} GB/s" for k, v in p.bandwidths.items())
             peak_text = f"FMA peak {p.peak_flops / 1e9:.0f} GFLOP/s"
