@@ -18,14 +18,16 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+import msgspec
 from rich.console import Console
 from rich.table import Table
 
 from tvmsep.api import prepare
-from tvmsep.contracts import Config, Task, Trial, TvmsepError
+from tvmsep.contracts import Config, Task, Trial, TvmsepError, Workload
+from tvmsep.contracts.workload import SPLITS, Split
 from tvmsep.logs import read_log, shipped_logs
 from tvmsep.schedules import TEMPLATES
-from tvmsep.tuner.state import task_key
+from tvmsep.tuner.state import same_code, task_key
 
 
 @dataclass(frozen=True)
@@ -83,14 +85,31 @@ def rows(model: str, target: str, threads: int, trials: Sequence[Trial]) -> list
     by_task: dict[str, list[Trial]] = defaultdict(list)
     for t in trials:
         by_task[t.task_key].append(t)
+
+    def known(task: Task) -> list[Trial]:
+        """Timed in its place, and searched as any task of the same code."""
+        codes = [t for key in same_code(task)[1:] for t in by_task[key] if t.phase == "search"]
+        return by_task[task_key(task)] + codes
+
     found = []
     for task in prepared.plans[threads].tasks(prepared.target):
         template = TEMPLATES[task.template]
         if len(template.space(task.workload, prepared.target, task.threads).configs()) < 2:
             continue
-        default = template.default(task.workload, prepared.target, task.threads)
-        found.append(row(task, by_task[task_key(task)], default))
-    return sorted((r for r in found if r), key=lambda r: -r.count * r.best_s)
+        # An older log may have a kernel's values divided otherwise alone.
+        ways = [task.workload, *(divided(task.workload, a, b) for a in SPLITS for b in SPLITS)]
+        for w in ways:
+            default = template.default(w, prepared.target, task.threads)
+            one = msgspec.structs.replace(task, workload=w)
+            if (made := row(one, known(one), default)) is not None:
+                found.append(made)
+                break
+    return sorted(found, key=lambda r: -r.count * r.best_s)
+
+
+def divided(w: Workload, before: Split, after: Split) -> Workload:
+    """With its input and output divided so."""
+    return msgspec.structs.replace(w, in_split=before, out_split=after)
 
 
 def counts(text: str) -> list[int]:

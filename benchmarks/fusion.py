@@ -18,7 +18,7 @@ from statistics import median
 
 from tvmsep.api import choose_configs, prepare
 from tvmsep.contracts import Config, TvmsepError, Workload
-from tvmsep.graph import Plan, fuse, fusible
+from tvmsep.graph import Plan, fuse, fusible, open_splits, resplit
 from tvmsep.logs import best_trials, read_log, shipped_logs
 from tvmsep.measure import Failed, Farm
 from tvmsep.schedules import TEMPLATES
@@ -84,7 +84,9 @@ def main(argv: Sequence[str] | None = None) -> int:
             logs = shipped_logs(prepared.target.name)
             winners = best_trials(t for log in logs for t in read_log(log))
             with Farm(prepared.target) as farm:
-                for threads, plan in prepared.plans.items():
+                for threads, planned in prepared.plans.items():
+                    # Pairs divide rows: all that may be divided so is.
+                    plan = resplit(planned, dict.fromkeys(open_splits(planned), "rows"))
                     choice, _, _ = choose_configs(prepared, plan, winners)
                     print(f"\n{model}, {threads} threads, {prepared.target.name}\n")
                     print("| pair | separate, µs | fused, µs | ratio | config |")

@@ -31,7 +31,7 @@ from tvmsep.logs import LogFile, read_log
 from tvmsep.measure import ReplayBoard
 from tvmsep.measure.offline import PEAK_FLOPS
 from tvmsep.tuner import Strategy, session, tune_tasks
-from tvmsep.tuner.state import task_key
+from tvmsep.tuner.state import same_code, task_key
 
 ROOT = Path(__file__).parents[1]
 NEAR = 1.05
@@ -57,7 +57,8 @@ def ideal(tasks: list[Task], target: Target, trials: list[Trial]) -> tuple[dict[
     start, best = {}, {}
     for task in tasks:
         key = task_key(task)
-        mine = [t for t in trials if t.task_key == key and t.phase == "search" and t.times_s]
+        codes = same_code(task)
+        mine = [t for t in trials if t.task_key in codes and t.phase == "search" and t.times_s]
         default = TEMPLATES[task.template].default(task.workload, target, task.threads)
         first = [t.median_s for t in mine if t.as_config() == default]
         if mine:
@@ -146,7 +147,9 @@ def main() -> None:
 
     session.PLATEAU_TRIALS = args.trials  # every curve has its full length
     prepared = prepare(args.model, target=args.target, threads=args.threads)
-    tasks, target = prepared.tasks(), prepared.target
+    target, plan = prepared.target, prepared.plans[args.threads]
+    planned = {s.workload.kernel for s in plan.steps if s.workload is not None}
+    tasks = [t for t in prepared.tasks() if t.workload.op == "dwpw" or t.workload.kernel in planned]
     log = load(args.log)
     ways: dict[str, tuple[Strategy, list[Trial]]] = {
         "random": ("random", []),

@@ -6,6 +6,7 @@ import itertools
 import random
 from collections import Counter
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import msgspec
@@ -23,10 +24,10 @@ from tvmsep.contracts.workload import SPLITS
 from tvmsep.frontends import Imported, load_model
 from tvmsep.graph import Plan, Step, evaluate, from_relax, open_splits, other_splits, resplit
 from tvmsep.logs import Best, LogFile, best_trials
-from tvmsep.measure import NullBoard, ReplayBoard
+from tvmsep.measure import Failed, NullBoard, ReplayBoard
 from tvmsep.schedules import TEMPLATES
 from tvmsep.targets import load_target
-from tvmsep.tuner import tune_tasks
+from tvmsep.tuner import finals, tune_tasks
 from tvmsep.tuner.choice import GAIN, choose_plan
 from tvmsep.tuner.eliminate import MOST_NEIGHBOURS, Factor, cheapest
 from tvmsep.tuner.state import same_code, task_key, winner_of
@@ -363,3 +364,23 @@ def test_resuming_takes_trials_of_the_same_code(tmp_path: Path) -> None:
         configs = [t.as_config() for t in log.trials if t.phase == "search"]
         assert len(configs) == len(set(configs)) == 10
         assert result.state.tasks[0].trials == 10
+
+
+def test_what_another_run_timed_is_part_of_the_whole(plan: Plan) -> None:
+    """Its log has splits that none of this run's networks had."""
+    other = other_splits(plan)[0]
+    winners = best_trials(trials_of([other], lambda w: 1e-3))
+    asked: list[Any] = []
+
+    def run_networks(plans: list[Plan], choices: list[Any], **how: Any) -> Failed:
+        asked.extend([*plans, *choices])
+        return Failed("timeout", "as it happens")
+
+    farm = SimpleNamespace(run_networks=run_networks)
+    run: Any = SimpleNamespace(target=AVX2, best=lambda: winners, farm=farm)
+    assert "as it happens" in finals._whole(run, plan, {})
+    chosen, choice = asked
+    assert splits_of(chosen) == splits_of(other)
+    assert set(choice) == {s.workload for s in chosen.steps}
+    key = {t.workload: task_key(t) for t in chosen.tasks(AVX2)}
+    assert all(config == winners[key[w]].config for w, (_, config) in choice.items())

@@ -61,11 +61,13 @@ class Prepared:
 
     def candidates(self, threads: int) -> list[Plan]:
         """Of a thread count the plan, one with all fused that can be, and those of other splits."""
-        from tvmsep.graph import fuse, fusible, other_splits
+        from tvmsep.graph import fuse, fusible, open_splits, other_splits, resplit
 
-        plans = [self.plans[threads], *other_splits(self.plans[threads])]
-        most, pairs = max(((p, fusible(p, self.target)) for p in plans), key=lambda x: len(x[1]))
-        return [*plans[:1], *([fuse(most, self.target, pairs)] if pairs else []), *plans[1:]]
+        plan = self.plans[threads]
+        by_rows = resplit(plan, dict.fromkeys(open_splits(plan), "rows"))  # as all pairs are
+        pairs = fusible(by_rows, self.target)
+        fused = [fuse(by_rows, self.target, pairs)] if pairs else []
+        return [plan, *fused, *other_splits(plan)]
 
     def networks(self) -> list[Plan]:
         """The candidates that time kernels in a network, those of equal kernels once."""

@@ -177,11 +177,14 @@ def _half(full: int) -> int:
     return max(4, full // 2)
 
 
-def choose_split(height: int, width: int, threads: int) -> str:
+def choose_split(height: int, width: int, threads: int, *, scaled: bool = False) -> str:
     """Rows while there are 16, and four for each thread, else channels.
 
     Rows keep a tensor in the cache of the core that wrote it; small images have too few of them
-    to share evenly, and large weights, of which each core then reads only its part. Where neither
-    outweighs the other, times decide: `tvmsep.graph.splits`.
+    to share evenly, and large weights, of which each core then reads only its part. What multiplies
+    its input by factors first does that once by rows, and by channels every thread does all of it:
+    four rows for each will do. Where neither outweighs the other, times decide:
+    `tvmsep.graph.splits`.
     """
-    return "rows" if threads == 1 or height >= max(16, 4 * threads) else "channels"
+    least = 4 * threads if scaled else max(16, 4 * threads)
+    return "rows" if threads == 1 or height >= least else "channels"

@@ -85,8 +85,8 @@ class _Planner:
             return (*shape, 1, 1)
         return shape  # type: ignore[return-value]
 
-    def _split(self, h: int, w: int) -> Any:
-        return choose_split(h, w, self.threads)
+    def _split(self, h: int, w: int, *, scaled: bool = False) -> Any:
+        return choose_split(h, w, self.threads, scaled=scaled)
 
     def _block(self, channels: int) -> int:
         return choose_block(channels, self.target, self.layout, self.dtype)
@@ -172,9 +172,8 @@ class _Planner:
             in_block=in_block, out_block=out_block, epilogue=epilogue, dtype=self.dtype,
         )  # fmt: skip
         in_split: Any = self._layout(x).split if self.threads > 1 else "rows"
-        base = msgspec.structs.replace(
-            base, in_split=in_split, out_split=self._split(base.oh, base.ow)
-        )
+        out_split = self._split(base.oh, base.ow, scaled=factors is not None)
+        base = msgspec.structs.replace(base, in_split=in_split, out_split=out_split)
         w, weight = specialise(self._in_vectors(base), weight)
         if factors is not None:
             w = msgspec.structs.replace(w, scaled=True)

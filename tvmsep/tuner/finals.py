@@ -33,7 +33,7 @@ from tvmsep.measure import Built, Failed, Measured, NetworkTimes
 from tvmsep.measure.network import RUNS, WARM_RUNS
 from tvmsep.targets import host_cores
 from tvmsep.tuner.choice import choose_plan
-from tvmsep.tuner.state import TaskState, TuneState, now, same_code, task_key
+from tvmsep.tuner.state import TaskState, TuneState, now, same_code, task_key, winner_of
 
 if TYPE_CHECKING:
     from tvmsep.graph import Plan
@@ -303,12 +303,16 @@ def _kernels(
 
 def _whole(run: Run, plan: Plan, fields: Mapping[Workload, list[Config]]) -> str:
     """Time the network that the winners make, without readings; why it could not be done, or ""."""
-    chosen, _ = choose_plan(plan, run.target, run.best())
-    choice = {
-        s.workload: (s.template, fields[s.workload][0])
-        for s in chosen.steps
-        if s.workload is not None
-    }
+    winners = run.best()
+    chosen, _ = choose_plan(plan, run.target, winners)
+    choice = {}
+    for task in chosen.of_one_image.tasks(run.target):
+        ranked = list(fields.get(task.workload, []))
+        if not ranked:  # another run timed it, in a plan of its own
+            best = winner_of(task, winners)
+            assert best is not None, task.workload.label
+            ranked = [best.config]
+        choice[task.workload] = (task.template, ranked[0])
     answer = run.farm.run_networks([chosen], [choice], rounds=CHECK_ROUNDS, whole=True)
     if isinstance(answer, Failed):
         return f"the whole network was not timed: {answer.failure}: {answer.detail}"
