@@ -5,9 +5,9 @@ from tvmsep.graph.fuse import fuse, fusible
 from tvmsep.graph.importer import from_relax
 from tvmsep.graph.interpret import evaluate
 from tvmsep.graph.ir import Graph, Node
+from tvmsep.graph.make import make_plan
 from tvmsep.graph.normalise import normalise
 from tvmsep.graph.plan import LAYOUTS, Plan, Step, layouts
-from tvmsep.graph.planner import make_plan
 from tvmsep.graph.splits import open_splits, other_splits, resplit, resplit_steps
 
 __all__ = [

@@ -1,8 +1,7 @@
-"""A normalised graph becomes a plan."""
+"""The steps of a plan, in a walk over a normalised graph."""
 
 from __future__ import annotations
 
-import dataclasses
 from collections import defaultdict
 from collections.abc import Sequence
 from typing import Any
@@ -11,9 +10,7 @@ import msgspec
 import numpy as np
 
 from tvmsep.contracts import ModelError, Target, Workload
-from tvmsep.graph.batch import one_image, split_head
 from tvmsep.graph.ir import Array, Graph, Node
-from tvmsep.graph.normalise import is_vector
 from tvmsep.graph.packing import pack_bias, pack_weight, phase_weights, specialise, spread_groups
 from tvmsep.graph.plan import Layout, Plan, Step, choose_block, choose_split, vectors_of
 from tvmsep.schedules import template_for
@@ -25,8 +22,11 @@ _INTERLEAVED = 8
 """Lanes of a block up to which LLVM makes shuffles of interleaved channels."""
 
 
-class _Planner:
-    """Walks the graph once, choosing layouts and inserting repacking at the boundary."""
+class Planner:
+    """Walks the graph once, choosing layouts and inserting repacking at the boundary.
+
+    Arguments as for `tvmsep.graph.make_plan`.
+    """
 
     def __init__(
         self, graph: Graph, target: Target, threads: int, returned: Sequence[str] | None,
@@ -49,6 +49,11 @@ class _Planner:
             self._define(name, shape, Layout())
 
     def run(self) -> Plan:
+        """The plan.
+
+        Raises:
+            ModelError: an operator that neither a template nor Relax can compute.
+        """
         for node in self.graph.nodes.values():
             match node.op:
                 case "conv":
@@ -348,54 +353,3 @@ class _Planner:
     def _param(self, name: str, array: Array) -> str:
         self.plan.params[name] = array
         return name
-
-
-def make_plan(
-    graph: Graph, target: Target, threads: int, returned: Sequence[str] | None = None, *,
-    layout: str = "", dtype: str = "float32", by_image: bool = True,
-) -> Plan:  # fmt: skip
-    """Plan a normalised graph for a target at a thread count.
-
-    On a CPU a batch is planned by its images if they have nothing to do with each other, are more
-    than vectors, and not fewer than the threads: one a thread if the threads divide them evenly,
-    else one after the other on all threads.
-
-    Args:
-        graph: what to compute.
-        target: for what; its facts choose blocks.
-        threads: how many the network will run on.
-        returned: values that the plan returns in place of the graph's outputs, to look inside;
-            they change no choice. Each is an input, an output or a kernel's.
-        layout: one of `layouts(target, dtype)`, or "" for the default.
-        dtype: of activations between kernels and of weights; the boundary stays float32.
-        by_image: False for kernels that each compute the whole batch.
-
-    Raises:
-        ModelError: an operator that neither a template nor Relax can compute.
-    """
-    shape = next(iter(graph.inputs.values()), (1,))
-    batch = shape[0] if shape else 1
-    body, head, single = graph, None, None
-    if target.gpu is None and batch > 1:
-        body, head = split_head(graph)
-        if not all(is_vector(node.shape) for node in body.nodes.values()):
-            single = one_image(body)
-    if single is None:
-        return _Planner(graph, target, threads, returned, layout, dtype).run()
-    # Cut here at any thread count: variants of one network share their parameters.
-    images, turns, own = 1, 1, threads
-    if by_image and batch >= threads:
-        images = threads if batch % threads == 0 else 1
-        body, turns, own = single, batch // images, 1 if images > 1 else threads
-    wanted = graph.outputs if returned is None else returned
-    behind = [o for o in wanted if head and o in head.nodes]
-    made = [*(head.inputs if head else ()), *(o for o in wanted if o not in behind)]
-    made, behind = list(dict.fromkeys(made)), list(dict.fromkeys(behind))
-    plan = _Planner(body, target, own, made, layout, dtype).run()
-    return dataclasses.replace(
-        plan,
-        images=images,
-        turns=turns,
-        head=_Planner(head, target, threads, behind, layout, dtype).run() if head else None,
-        order=tuple(map([*made, *behind].index, wanted)),
-    )
