@@ -13,6 +13,7 @@ from graph_kit import Net, defaults, plan_of
 
 from tvmsep.compiler import emit, parts
 from tvmsep.frontends import load_model
+from tvmsep.measure import Farm
 from tvmsep.measure.bandwidth import WEIGHTS, Bandwidth, Level, levels
 from tvmsep.profile.roofline import roof, roofline
 from tvmsep.targets import load_target
@@ -105,6 +106,15 @@ def test_levels_fit_what_they_measure() -> None:
     assert (weights.name, weights.holds_bytes) == (WEIGHTS, 0)
     assert 0.99 * (10 << 20) < 4 * weights.buffer_bytes <= 10 << 20
     assert levels(target, 4, 100)[-1].name == "memory"  # no line for each thread
+
+
+def test_weights_are_really_read() -> None:
+    """More of them than any cache holds arrive as memory does, not as a page of zeros."""
+    target = load_target("local")
+    with Farm(target, builders=1) as farm:
+        size = 4 * max(target.l3_bytes, target.l2_bytes)
+        found = {b.level.name: b.bytes_per_s for b in farm.bandwidths(1, size)}
+    assert found[WEIGHTS] < found["L2"]
 
 
 def inspect(*words: str) -> subprocess.CompletedProcess[str]:

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import itertools
 import random
+import re
 from collections import Counter
+from collections.abc import Callable
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -25,6 +27,7 @@ from tvmsep.frontends import Imported, load_model
 from tvmsep.graph import Plan, Step, evaluate, from_relax, open_splits, other_splits, resplit
 from tvmsep.logs import Best, LogFile, best_trials
 from tvmsep.measure import Failed, NullBoard, ReplayBoard
+from tvmsep.report.story import tell
 from tvmsep.schedules import TEMPLATES
 from tvmsep.targets import load_target
 from tvmsep.tuner import finals, tune_tasks
@@ -96,7 +99,7 @@ def model() -> Any:
     a = net.conv(net.depthwise(x, strides=[2, 2]), 64)
     b = net.op("Relu", net.conv(a, 96))
     c = net.op("Add", net.conv(net.depthwise(b), 64), a)
-    d = net.conv(net.depthwise(net.op("Relu", net.conv(c, 96)), strides=[2, 2]), 128)
+    d = net.conv(net.depthwise(net.op("Relu", net.conv(c, 96)), strides=[2, 2]), 256)
     return net.proto(d)
 
 
@@ -132,9 +135,26 @@ def test_the_networks_of_a_log_that_ships() -> None:
         assert sizes(found, open_splits(found)) == size
 
 
-def test_other_splits_show_every_kernel_between_all_that_may_be(plan: Plan) -> None:
+def branches() -> Imported:
+    """14 by 14: three branches, joined, beside a way that adds what lies far back."""
+    net = Net()
+    x = net.conv(net.input(1, 3, 28, 28), 32, 3, pads=[1, 1, 1, 1], strides=[2, 2])
+    ways = [net.op("Relu", net.conv(x, 32)), net.op("Relu", net.conv(x, 48)), net.depthwise(x)]
+    joined = net.op("Concat", *ways, axis=1)
+    y = net.op("Add", net.conv(net.depthwise(net.conv(joined, 64)), 32), ways[0])
+    return load_model(net.proto(net.conv(y, 64), net.conv(joined, 24)))
+
+
+@pytest.mark.parametrize("imported", [network, branches])
+def test_other_splits_show_every_kernel_between_all_that_may_be(
+    imported: Callable[[], Imported],
+) -> None:
+    plan = plan_of(imported(), AVX2, 2)
     free = open_splits(plan)
     plans = [plan, *other_splits(plan)]
+    assert any(s.workload and s.workload.op == "channels" for s in plan.steps) == (
+        imported is branches
+    )
     assert len(plans) == 4
     for i, step in enumerate(plan.steps):
         seen = {(w.in_split, w.out_split) for p in plans if (w := p.steps[i].workload)}
@@ -181,6 +201,36 @@ def test_nothing_timed_leaves_all_as_planned(plan: Plan) -> None:
     searched = trials_of(other_splits(plan), lambda w: 1e-6, phase="search")
     chosen, grounds = choose_plan(plan, AVX2, best_trials(searched))
     assert chosen.steps == plan.steps and not grounds
+
+
+def test_what_the_search_finds_later_decides_nothing(plan: Plan) -> None:
+    """A run that ended before its last rounds: its best config runs where it was timed to be."""
+    plans = [plan, *other_splits(plan)]
+    planned = {s.workload for s in plan.steps}
+    trials = trials_of(plans, lambda w: 1e-5 if w in planned else 3e-5)
+    (w,) = (s.workload for s in plan.steps if s.template == "depthwise" and s.workload
+            and s.workload.oh == 14 and s.workload.sh == 1)  # fmt: skip
+    config = TEMPLATES["depthwise"].space(w, AVX2, 2).configs()[-1]
+    trials += trials_of([of_one(w)], lambda w: 2e-5, phase="search")
+    trials += trials_of([of_one(w)], lambda w: 1e-6, phase="search", config=dict(config))
+    winners = best_trials(trials)
+    chosen, grounds = choose_plan(plan, AVX2, winners)
+    assert splits_of(chosen) == splits_of(plan)
+    task = next(t for t in chosen.tasks(AVX2) if t.workload == w)
+    best = winner_of(task, winners)
+    assert best is not None and best.config == config
+    again, _ = choose_plan(plan, AVX2, best_trials([b.trial for b in grounds]))
+    assert again.steps == chosen.steps
+
+
+def test_kernels_of_an_older_log_are_taken_where_nothing_is_open() -> None:
+    """Ten rows were divided before, and are too few now."""
+    plan = plan_of(load_model("mobilenet_v1:resolution=160"), AVX2, 2)
+    small = [s.output for s in plan.steps if s.workload and s.workload.oh == 10]
+    assert small and not set(small) & set(open_splits(plan))
+    before = resplit(plan, dict.fromkeys(small, "rows"))
+    chosen, _ = choose_plan(plan, AVX2, best_trials(trials_of([before], lambda w: 1e-3)))
+    assert splits_of(chosen) == splits_of(before) != splits_of(plan)
 
 
 def test_a_log_of_other_splits_alone_is_taken(plan: Plan) -> None:
@@ -284,8 +334,8 @@ def test_a_time_in_a_network_wins_whoever_wrote_the_input() -> None:
     assert own == task_key(task)
 
     def best(w: Workload, phase: str) -> Best:
-        (trial,) = trials_of([of_one(w)], lambda w: 1e-6, phase=phase)
-        return Best(trial.as_config(), 1e-6, 1e-6, trial)
+        (found,) = best_trials(trials_of([of_one(w)], lambda w: 1e-6, phase=phase)).values()
+        return found
 
     rows = msgspec.structs.replace(task.workload, in_split="rows")
     mine, theirs = best(task.workload, "search"), best(rows, "network")
@@ -320,7 +370,7 @@ def test_tune_times_other_splits_and_its_log_and_bundle_build_alike(
     local = load_target("local")
     if local.cores < 2:
         pytest.skip("one core")
-    report = tvmsep.tune(two_layers(), out=out, target=local, threads=2, trials=30, builders=1)
+    report = tvmsep.tune(two_layers(), out=out, target=local, threads=2, trials=24, builders=1)
     assert report.result is not None and report.result.state.whole_s[2] > 0
     prepared = api.prepare(two_layers(), target=local, threads=[2])
     plan = prepared.plans[2]
@@ -333,8 +383,8 @@ def test_tune_times_other_splits_and_its_log_and_bundle_build_alike(
     assert texts[0] == texts[1] == texts[2]
     planned = tmp_path / "planned.tvmsep"
     api.build(two_layers(), out=planned, target=local, threads=2, logs=[])
-    assert program(planned) != texts[0]
     assert open_splits(plan)
+    assert divided(texts[0]) != divided(program(planned))
     image = np.random.default_rng(0).standard_normal((1, 3, 28, 28), dtype=np.float32)
     outputs = []
     for path in (out, planned):
@@ -347,6 +397,14 @@ def two_layers() -> Any:
     net = Net()
     x = net.conv(net.input(1, 3, 28, 28), 32, 3, pads=[1, 1, 1, 1], strides=[2, 2])
     return net.proto(net.conv(net.depthwise(x), 64))
+
+
+def divided(text: str) -> list[tuple[str, str]]:
+    """How each kernel's input and output are."""
+    found = re.findall(r'"tvmsep\.workload": ?"(.*?)(?<!\\)"', text)
+    works = [msgspec.json.decode(w.replace('\\"', '"'), type=Workload) for w in found]
+    assert works
+    return [(w.in_split, w.out_split) for w in works]
 
 
 def program(bundle: Path) -> str:
@@ -384,3 +442,50 @@ def test_what_another_run_timed_is_part_of_the_whole(plan: Plan) -> None:
     assert set(choice) == {s.workload for s in chosen.steps}
     key = {t.workload: task_key(t) for t in chosen.tasks(AVX2)}
     assert all(config == winners[key[w]].config for w, (_, config) in choice.items())
+    # What nobody timed runs its default.
+    winners, asked[:] = {}, []
+    assert "as it happens" in finals._whole(run, plan, {})
+    assert asked[0].steps == plan.steps and set(asked[1]) == {s.workload for s in plan.steps}
+
+
+def test_what_a_log_divides_otherwise_is_compared_so() -> None:
+    """The log that ships for Zen 4 is older than the rule for small images."""
+    from tvmsep.api.comparing import _of_kernel
+
+    log = str(Path(__file__).parents[1] / "logs/x86-zen4/mobilenet_v2.jsonl")
+    told, plain = (
+        _of_kernel(words, "mobilenet_v2", "x86-zen4", [2], None).plans[2]
+        for words in ([log], ["default"])
+    )
+    small = {s.output for s in plain.steps if s.workload and s.workload.oh == 14}
+    assert {split for v, split in splits_of(plain) if v in small} == {"channels"}
+    assert "rows" in {split for v, split in splits_of(told) if v in small}
+
+
+def test_a_report_has_each_code_once_and_the_faster_form() -> None:
+    """Searched once, timed in two places; by rows it was slower, and is not added."""
+    task = one_task()
+    rows = msgspec.structs.replace(task.workload, in_split="rows")
+    other = msgspec.structs.replace(task.workload, out_split="rows")
+    trials = [
+        *trials_of([of_one(task.workload)], lambda w: 4e-6, phase="search"),
+        *trials_of([of_one(task.workload)], lambda w: 2e-6),
+        *trials_of([of_one(rows)], lambda w: 3e-6),
+        *trials_of([of_one(other)], lambda w: 9e-6, phase="search"),
+        *trials_of([of_one(other)], lambda w: 9e-6),
+    ]
+    story = tell(trials, target=AVX2)
+    assert sorted(t.best_s for t in story.tasks) == pytest.approx([2e-6, 9e-6])
+    (network,) = story.networks
+    assert network.after_s == pytest.approx(2e-6) and network.curve.best_s[-1] == 4e-6
+    # A bundle that runs it in both places, one of them twice.
+    counts = {2: {(task.workload.key, 2): 1, (rows.key, 2): 2}}
+    (network,) = tell(trials, counts=counts, target=AVX2).networks
+    assert network.after_s == pytest.approx(8e-6) and network.missing == 0
+    counts[2][one_task_of(96).key, 2] = 1
+    (network,) = tell(trials, counts=counts, target=AVX2).networks
+    assert network.after_s is None and network.missing == 1
+
+
+def one_task_of(channels: int) -> Workload:
+    return msgspec.structs.replace(one_task().workload, oc=channels)

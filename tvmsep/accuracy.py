@@ -334,6 +334,7 @@ def layer_errors(
     from tvmsep.compiler import compile_library, emit, lower
     from tvmsep.graph import evaluate, from_relax, normalise
     from tvmsep.graph.transposes import settle_transposes
+    from tvmsep.tuner.choice import choose_splits
 
     threads = next(iter(prepared.plans))
     graph = normalise(from_relax(prepared.imported.module))
@@ -353,7 +354,9 @@ def layer_errors(
     for name, own in plan.all_params.items():
         if name not in weights or weights[name].shape != own.shape:
             return [LayerReport(name.rpartition(".")[0], float("inf"))]
-    configs, _, _ = choose_configs(prepared, plan, _winners(bundle))
+    winners = _winners(bundle)
+    plan = choose_splits(plan, prepared.target, winners)
+    configs, _, _ = choose_configs(prepared, plan, winners)
     library = compile_library(lower(emit(plan, prepared.target, configs), prepared.target),
                               prepared.target)  # fmt: skip
     got = _run(library, inputs, [weights[n] for n in plan.all_params], threads)

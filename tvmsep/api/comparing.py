@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from tvmsep.api.building import build
@@ -100,11 +101,18 @@ def _of_kernel(
     threads: Sequence[int] | None,
     shapes: Mapping[str, Sequence[int]] | None,
 ) -> Prepared:
-    """The network whose kernel is meant."""
+    """The network whose kernel is meant, divided over the threads as logs and bundles have it."""
     from tvmsep.compare.entrants import told_model
+    from tvmsep.logs import chosen_by, read_log
+    from tvmsep.tuner.choice import choose_splits
 
     told, shapes = told_model(words, shapes)
     spec = model or told
     if spec is None:
         raise InputError("one kernel of which model? give --model, an .onnx or .pt2 file or a name")
-    return prepare(spec, target=target, threads=threads, shapes=shapes)
+    prepared = prepare(spec, target=target, threads=threads, shapes=shapes)
+    files = [Path(word) for word in words if word.endswith((".jsonl", ".tvmsep"))]
+    winners = chosen_by([t for path in files for t in read_log(path)])
+    for n, plan in prepared.plans.items():
+        prepared.plans[n] = choose_splits(plan, prepared.target, winners)
+    return prepared

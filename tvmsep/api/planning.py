@@ -10,8 +10,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import msgspec
-
 from tvmsep.contracts import (
     InputError,
     Target,
@@ -82,15 +80,12 @@ class Prepared:
 
         Of those whose kernels are the same code, whoever wrote their input, there is one.
         """
+        from tvmsep.tuner.state import of_one_code
+
         found: dict[tuple[Workload, int], Task] = {}
         for plan in [p for n in self.plans for p in self.candidates(n)]:
-            here: dict[tuple[Workload, int], Task] = {}
-            for task in plan.tasks(self.target):
-                at = task.workload.kernel, task.threads
-                count = task.count + (here[at].count if at in here else 0)
-                here[at] = msgspec.structs.replace(here.get(at, task), count=count)
-            for at, task in here.items():
-                found.setdefault(at, task)
+            for task in of_one_code(plan.tasks(self.target)):
+                found.setdefault((task.workload.kernel, task.threads), task)
         return list(found.values())
 
 

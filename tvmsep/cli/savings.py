@@ -21,6 +21,7 @@ from tvmsep.measure import Farm, ModelBoard
 from tvmsep.report import Saving, measure_savings
 from tvmsep.report.savings import saving_tasks
 from tvmsep.tuner import tune_tasks
+from tvmsep.tuner.choice import choose_splits
 
 
 def show_savings(
@@ -41,6 +42,7 @@ def show_savings(
         LogFile(log or Path(scratch) / "savings.jsonl", target=target.name) as records,
         _board(target, budget_s) as board,
     ):
+        plan = choose_splits(plan, target, best_trials(records.trials))
         if budget_s is not None:
             tasks = {t: None for _, a, b in saving_tasks(plan, target) for t in (*a, *b)}
             with TuneProgress() as progress:

@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import msgspec
 
 from tvmsep.contracts import Config, LogError, Trial
-from tvmsep.logs import best_trials, read_log
+from tvmsep.logs import Best, best_trials, read_log
 
 
 class Change(msgspec.Struct, frozen=True, kw_only=True):
@@ -69,8 +69,8 @@ def changes(before: Path, after: Path) -> list[Change]:
             f"{', '.join(sorted(targets[1]))}: configs of two targets do not compare"
         )
     # One log may come from a board that measures nothing: what it found is shown all the same.
-    best = [{**best_trials(log, measured=False), **best_trials(log)} for log in logs]
-    tasks: dict[str, Trial] = {t.task_key: t for log in logs for t in log}
+    best = [_best({**best_trials(log, measured=False), **best_trials(log)}) for log in logs]
+    tasks: dict[str, Trial] = {t.code_key: t for log in logs for t in log}
     counted = [_count(log) for log in logs]
     found = []
     for key, trial in tasks.items():
@@ -87,12 +87,20 @@ def changes(before: Path, after: Path) -> list[Change]:
     return sorted(found, key=lambda c: -max(c.before_s or 0.0, c.after_s or 0.0))
 
 
+def _best(winners: Mapping[str, Best]) -> dict[str, Best]:
+    """Of each code: timed inside a network before alone, and the fastest of these."""
+    found: dict[str, Best] = {}
+    for best in sorted(winners.values(), key=lambda b: (b.trial.phase != "network", b.seconds)):
+        found.setdefault(best.trial.code_key, best)
+    return found
+
+
 def _count(log: Sequence[Trial]) -> tuple[Counter[str], dict[str, dict[str, int]]]:
     """Trials of each task, and its failures by type."""
-    trials: Counter[str] = Counter(t.task_key for t in log)
+    trials: Counter[str] = Counter(t.code_key for t in log)
     failed: dict[str, dict[str, int]] = {}
     for trial in log:
         if trial.failure is not None:
-            mine = failed.setdefault(trial.task_key, {})
+            mine = failed.setdefault(trial.code_key, {})
             mine[trial.failure] = mine.get(trial.failure, 0) + 1
     return trials, failed

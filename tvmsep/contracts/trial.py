@@ -125,6 +125,11 @@ class Trial(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
         ).key
 
     @property
+    def code_key(self) -> str:
+        """The same for all tasks whose kernels are equal code, whoever wrote their input."""
+        return msgspec.structs.replace(self, workload=self.workload.kernel).task_key
+
+    @property
     def median_s(self) -> float:
         """Median time; infinite for a failure."""
         if not self.times_s:

@@ -82,7 +82,16 @@ class Workload(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
     @property
     def kernel(self) -> Workload:
         """Without who wrote its input: workloads with equal ones are computed by equal code."""
-        return msgspec.structs.replace(self, in_split="rows")
+        after: Split = "rows" if self.op in ("channels", "unpack") else self.out_split
+        return msgspec.structs.replace(self, in_split="rows", out_split=after)
+
+    @property
+    def same_code(self) -> list[Workload]:
+        """All workloads with this one's `kernel`."""
+        ways = [
+            msgspec.structs.replace(self, in_split=a, out_split=b) for a in SPLITS for b in SPLITS
+        ]
+        return [way for way in ways if way.kernel == self.kernel]
 
     @property
     def oh(self) -> int:

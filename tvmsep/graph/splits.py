@@ -27,9 +27,9 @@ _OTHER: Mapping[Split, Split] = {"rows": "channels", "channels": "rows"}
 def open_splits(plan: Plan) -> dict[str, Split]:
     """Values whose split only times can tell, each with the one that the plan does not have.
 
-    They are all values of one size of image where the largest weights read at that size and the
-    image that they are applied to are not far apart, but those with less than a row or a block of
-    channels for each thread.
+    They are all values of one size of image where the largest weights read at that size (of equal
+    ones those of the smaller image) and the image that they are applied to are not far apart, but
+    those with less than a row or a block of channels for each thread.
     """
     if plan.threads == 1:
         return {}
@@ -37,7 +37,7 @@ def open_splits(plan: Plan) -> dict[str, Split]:
     largest: dict[tuple[int, int], Workload] = {}
     for _, w in made:
         known = largest.get((w.oh, w.ow))
-        if w.op == "pointwise" and (known is None or known.ic * known.oc < w.ic * w.oc):
+        if w.op == "pointwise" and (known is None or _weights(known) < _weights(w)):
             largest[w.oh, w.ow] = w
     close = {
         at for at, w in largest.items() if 1 / CLOSE <= w.oc / (w.n * w.ih * w.iw) <= CLOSE
@@ -47,6 +47,10 @@ def open_splits(plan: Plan) -> dict[str, Split]:
         for value, w in made
         if (w.oh, w.ow) in close and w.out_block and min(w.oh, w.out_blocks) >= plan.threads
     }
+
+
+def _weights(w: Workload) -> tuple[int, int]:
+    return w.ic * w.oc, w.oc
 
 
 def resplit(plan: Plan, splits: Mapping[str, Split]) -> Plan:
@@ -61,7 +65,7 @@ def resplit_steps(steps: Iterable[Step], splits: Mapping[str, Split]) -> list[St
     for step in steps:
         w = step.workload
         if w is not None:
-            before = splits.get(step.inputs[0], w.in_split)
+            before = splits.get(step.inputs[0], w.in_split) if step.inputs else w.in_split
             after = before if w.op == "unpack" else splits.get(step.output, w.out_split)
             w = msgspec.structs.replace(w, in_split=before, out_split=after)
         found.append(dataclasses.replace(step, workload=w))
@@ -71,10 +75,13 @@ def resplit_steps(steps: Iterable[Step], splits: Mapping[str, Split]) -> list[St
 def other_splits(plan: Plan) -> list[Plan]:
     """Plans in which, beside the plan itself, each kernel stands between all splits that may be.
 
-    All open values otherwise, every second one, and the rest of them: a kernel that reads one and
-    writes the next has then been seen with either split of both.
+    All open values otherwise, those an even number of kernels behind an input, and those an odd
+    number behind one. What a kernel writes is one kernel further than what it reads first, so it
+    has then been seen with either split of both.
     """
     free = open_splits(plan)
-    order = list(free)
-    halves = (order, order[::2], order[1::2])
-    return [resplit(plan, {v: free[v] for v in names}) for names in halves if names]
+    depth: dict[str, int] = {}
+    for step in plan.steps:
+        depth[step.output] = depth.get(step.inputs[0], 0) + 1 if step.inputs else 0
+    halves = ([v for v in free if depth[v] % 2 == odd] for odd in (0, 1))
+    return [resplit(plan, {v: free[v] for v in names}) for names in (list(free), *halves) if names]

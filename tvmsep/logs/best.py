@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections import defaultdict
 from collections.abc import Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from tvmsep.contracts import Config, Trial
 
@@ -20,6 +20,9 @@ class Best:
     mean_s: float
     """What it adds to a network's time: the mean over those measurements."""
     trial: Trial
+    inside: Best | None = None
+    """The best of those timed inside the network: this one, or what a later trial of the search has
+    beaten; None if none was."""
 
 
 def best_trials(trials: Iterable[Trial], *, measured: bool = True) -> dict[str, Best]:
@@ -72,14 +75,17 @@ def _winner(
     met = {t.as_config() for t in inside} or set(again)
     bar = min((search[c].median_s for c in met if c in search), default=math.inf)
     newer = [t for c, t in search.items() if c not in met and t.median_s < bar]
-    if newer:
-        return _middle([min(newer, key=lambda t: t.median_s)])
+    timed = None
     if inside:
         last, again = max(t.date for t in inside), defaultdict(list)
         for trial in inside:
             if trial.date == last:
                 again[trial.as_config()].append(trial)
-    return min(map(_middle, again.values()), key=lambda b: b.seconds)
+        best = min(map(_middle, again.values()), key=lambda b: b.seconds)
+        timed = replace(best, inside=best)
+    if newer:
+        return replace(_middle([min(newer, key=lambda t: t.median_s)]), inside=timed)
+    return timed or min(map(_middle, again.values()), key=lambda b: b.seconds)
 
 
 def _middle(runs: list[Trial]) -> Best:

@@ -14,6 +14,7 @@ import msgspec
 
 from tvmsep.contracts import Config, Target, Trial, Workload
 from tvmsep.logs import Best, best_trials
+from tvmsep.report.codes import fastest_forms, places, winner
 from tvmsep.report.curves import Curve, curve, wall_time
 from tvmsep.report.sources import Counts
 from tvmsep.schedules import TEMPLATES
@@ -128,11 +129,14 @@ def tell(
         target: whose default configs are the state before tuning; None if it is not known.
     """
     measured = all(t.measured for t in trials)
-    winners = best_trials(trials, measured=measured)
-    keyed = [(t.task_key, t) for t in trials]
+    found = best_trials(trials, measured=measured)
+    # Kernels that differ in nothing but who wrote their input are one task here: the search tries
+    # their code once, and each is timed in its place.
+    keyed = [(t.code_key, t) for t in trials]
     groups: dict[str, list[Trial]] = defaultdict(list)
     for key, trial in keyed:
         groups[key].append(trial)
+    winners = {k: b for k, mine in groups.items() if (b := winner(mine[0], found, counts))}
     tasks = [
         _task(i, key, mine, winners.get(key), _runs(mine[0], counts), target)
         for i, (key, mine) in enumerate(groups.items())
@@ -147,8 +151,13 @@ def tell(
     for n in sorted({*threads, *(n for n, found in at.items() if found - {n})} - parts):
         runs = {key: _runs_at(n, mine[0], counts) for key, mine in groups.items()}
         used = {key: count for key, count in runs.items() if count}
+        if n not in (counts or {}):
+            best_s = {key: t.best_s for key, t in by_key.items()}
+            used = {key: used[key] for key in fastest_forms(used, groups, best_s)}
         mine = [(t, used[key]) for key, t in by_key.items() if key in used]
-        networks.append(_network(n, mine, curve(keyed, used), counts))
+        heard = {at for key in used for at in places(groups[key][0])}
+        unheard = sum(1 for at in (counts or {}).get(n, {}) if at not in heard)
+        networks.append(_network(n, mine, curve(keyed, used), n in (counts or {}), unheard))
     dates = [t.date for t in trials]
     wall_s, pauses = wall_time(trials)
     return Story(
@@ -173,16 +182,14 @@ def tell(
 def _runs(trial: Trial, counts: Counts | None) -> int:
     """How often a network runs a task: that of the task's own thread count, if there is one."""
     own = (counts or {}).get(trial.threads, {})
-    task = (trial.workload.key, trial.threads)
-    return max(
-        (found.get(task, 0) for found in ([own] if own else (counts or {}).values())), default=0
-    )
+    networks = [own] if own else (counts or {}).values()
+    return max((sum(n.get(at, 0) for at in places(trial)) for n in networks), default=0)
 
 
 def _runs_at(threads: int, trial: Trial, counts: Counts | None) -> int:
     """How often the network of a thread count does; without a bundle no pair counts twice."""
     if counts and threads in counts:
-        return counts[threads].get((trial.workload.key, trial.threads), 0)
+        return sum(counts[threads].get(at, 0) for at in places(trial))
     return int(trial.threads == threads and trial.workload.op != "dwpw")
 
 
@@ -257,12 +264,10 @@ def _network(
     threads: int,
     mine: Sequence[tuple[TaskStory, int]],
     best_so_far: Curve,
-    counts: Counts | None,
+    counted: bool,
+    unheard: int,
 ) -> NetworkStory:
-    counted = bool(counts) and threads in (counts or {})
-    missing = sum(1 for t, _ in mine if not math.isfinite(t.best_s))
-    if counted:
-        missing += len((counts or {})[threads]) - len(mine)
+    missing = unheard + sum(1 for t, _ in mine if not math.isfinite(t.best_s))
     after_s = before_s = None
     if mine and not missing:
         after_s = sum(runs * t.best_s for t, runs in mine)

@@ -10,8 +10,10 @@ from __future__ import annotations
 import itertools
 from collections.abc import Iterable, Mapping, Sequence
 
+import msgspec
+
 from tvmsep.contracts import Target, Task, Workload
-from tvmsep.contracts.workload import Split
+from tvmsep.contracts.workload import SPLITS, Split
 from tvmsep.graph import Plan, Step, fuse, fusible, open_splits, resplit, resplit_steps
 from tvmsep.logs import Best
 from tvmsep.schedules import TEMPLATES, template_for
@@ -28,11 +30,12 @@ _NEVER: Cost = (1 << 20, 0.0)
 def choose_plan(plan: Plan, target: Target, winners: Mapping[str, Best]) -> tuple[Plan, list[Best]]:
     """The plan with those splits and those pairs fused whose winners' times add up to least.
 
-    Only times taken inside the network count. Kernels that have one are preferred to kernels that
-    have none, and where nothing was timed all stays as planned, but for GPUs, where a pair of which
-    nothing was timed is fused if that saves enough traffic by `tvmsep.estimate.pair`. A pair whose
-    separate kernels were not timed stays separate. The answer depends on the winners alone, so that
-    one log always makes one network.
+    Only times taken inside the network count, whatever the search has found since. Kernels that
+    have one are preferred to kernels that have none: a log of other splits, made by another version
+    or for another network, gives what was measured. Where nothing was timed all stays as planned,
+    but for GPUs, where a pair of which nothing was timed is fused if that saves enough traffic by
+    `tvmsep.estimate.pair`. A pair whose separate kernels were not timed stays separate. The answer
+    depends on the winners alone, so that one log always makes one network.
 
     Args:
         plan: the network with separate kernels.
@@ -49,6 +52,15 @@ def choose_plan(plan: Plan, target: Target, winners: Mapping[str, Best]) -> tupl
     return fuse(resplit(plan, splits), target, fused), list(chooser.grounds.values())
 
 
+def choose_splits(plan: Plan, target: Target, winners: Mapping[str, Best]) -> Plan:
+    """The plan divided as `choose_plan` divides it, with separate kernels."""
+    if plan.threads == 1:
+        return plan
+    chooser = _Chooser(plan, target, winners)
+    ways = chooser.choose()
+    return resplit(plan, {v: chooser.split(v, ways) for v in ways})
+
+
 class _Chooser:
     """The variables are open values, and values between two kernels that may be one."""
 
@@ -57,8 +69,7 @@ class _Chooser:
         self.grounds: dict[str, Best] = {}
         self._known: dict[Workload, Best | None] = {}
         self.planned = {s.output: s.workload for s in plan.steps if s.workload is not None}
-        self._own = set(self.planned.values())
-        other = open_splits(plan)
+        other = open_splits(plan) | self._timed()
         self.domains: dict[str, list[str]] = {
             v: [self.planned[v].out_split, x] for v, x in other.items()
         }
@@ -70,6 +81,17 @@ class _Chooser:
         for between in self.pairs.values():
             known = self.domains.setdefault(between, [self.planned[between].out_split])
             known.append(_FUSED)
+
+    def _timed(self) -> dict[str, Split]:
+        """Values of which kernels that divide them otherwise were timed, open or not."""
+        found: dict[str, Split] = {}
+        for value, w in self.planned.items() if self.plan.threads > 1 else ():
+            after: Split = "channels" if w.out_split == "rows" else "rows"
+            for before in SPLITS:
+                other = msgspec.structs.replace(w, in_split=before, out_split=after)
+                if w.op != "unpack" and w.out_block and self._winner(other) is not None:
+                    found[value] = after
+        return found
 
     def split(self, value: str, ways: Mapping[str, str]) -> Split:
         """How a value is divided; what is never written, as what its pair writes."""
@@ -104,13 +126,14 @@ class _Chooser:
         divided = [s.workload for s in resplit_steps(parts, splits) if s.workload is not None]
         if _FUSED in ways.values():
             return self._fused(Workload.joined(*divided))
-        return _total(map(self._separate, divided))
+        planned = [step.workload for step in parts]
+        return _total(self._separate(w, w == own) for w, own in zip(divided, planned, strict=True))
 
-    def _separate(self, w: Workload) -> Cost:
+    def _separate(self, w: Workload, planned: bool) -> Cost:
         best = self._winner(w)
         if best is None:
             return 1, 0.0
-        return 0, best.seconds / (1.0 if w in self._own else 1.0 - GAIN)
+        return 0, best.seconds / (1.0 if planned else 1.0 - GAIN)
 
     def _fused(self, w: Workload) -> Cost:
         if template_for(w, self.target) is None:
@@ -128,11 +151,13 @@ class _Chooser:
 
     def _look_up(self, w: Workload) -> Best | None:
         template = template_for(w, self.target)
-        assert template is not None
+        if template is None:
+            return None
         threads = self.plan.threads
         task = Task(workload=w, target=self.target.name, threads=threads, template=template.name)
-        best = self.winners.get(task_key(task))
-        if best is None or best.trial.phase != "network":
+        found = self.winners.get(task_key(task))
+        best = found.inside if found is not None else None
+        if best is None:
             return None
         if best.config not in TEMPLATES[template.name].space(w, self.target, threads):
             return None

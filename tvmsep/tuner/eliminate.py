@@ -42,7 +42,7 @@ def cheapest(domains: Mapping[str, Sequence[str]], factors: Sequence[Factor]) ->
         around = {v: {n for f in left if v in f.scope for n in f.scope} - {v} for v in waiting}
         v = min(waiting, key=lambda v: (len(around[v]), list(domains).index(v)))
         if len(around[v]) > MOST_NEIGHBOURS:
-            v = max(waiting, key=lambda v: len(around[v]))
+            v = max(waiting, key=lambda v: (len(around[v]), -list(domains).index(v)))
             first = domains[v][0]
             domains[v] = [first]
             left = [_given(f, v, first) for f in left]

@@ -9,7 +9,8 @@ network without clock readings, which shows whether the sum can be trusted. On a
 are CUDA events behind each launch (`compiler/events.py`), and all else is the same. Where kernels
 could be fused, variants with fused and with separate ones take turns alike, so that their times
 compare, and so do plans whose values are divided otherwise over the threads: a kernel is timed
-between each of the splits that its neighbours may have. What `choose_plan` makes of all these is
+between each of the splits that its neighbours may have. Networks that hold no code of their own
+join when the first turns have ranked the configs. What `choose_plan` makes of all these is
 the network that is timed last. Without a network
 (single layers compared), or where it cannot be timed on the board (too little memory), each task's
 best few are measured alone, in turn. Of a batch that is computed by its images the network is that
@@ -31,6 +32,7 @@ from tvmsep.contracts import Config, Task, Trial, Workload
 from tvmsep.contracts.trial import robust_mean
 from tvmsep.measure import Built, Failed, Measured, NetworkTimes
 from tvmsep.measure.network import RUNS, WARM_RUNS
+from tvmsep.schedules import TEMPLATES
 from tvmsep.targets import host_cores
 from tvmsep.tuner.choice import choose_plan
 from tvmsep.tuner.state import TaskState, TuneState, now, same_code, task_key, winner_of
@@ -45,6 +47,8 @@ ALONE_ROUNDS = 3
 IN_NETWORK = 7
 """Best configs that are timed in the network, beside the default."""
 FIRST_ROUNDS = 2
+AT_ONCE, AT_ONCE_BYTES = 16, 400 << 20
+"""Networks that may be on the board together, or their weights, whichever are more."""
 LAST = 2
 """How many of them meet once more."""
 LAST_ROUNDS = 4
@@ -72,16 +76,40 @@ def expected_s(run: Run, plans: Sequence[Plan]) -> float:
         key = task_key(state.task)
         finalists = _finalists(state, by_task[key], IN_NETWORK)
         compiling += sum((key, c) not in run.built for c in finalists)
-    variants = sum(count for count, _ in STAGES)
-    turns = sum(count * rounds for count, rounds in STAGES)
-    linking_s = variants * sum(_variant_s(run, plan) for plan in plans) / _linkers(run)
+    groups = [[p for p in plans if p.threads == n] for n in dict.fromkeys(p.threads for p in plans)]
+    linking_s = turning_s = 0.0
+    for group in groups:
+        for i, (count, rounds) in enumerate(STAGES):
+            here = group if i else _of_own_code(group)
+            for plan in here:
+                variants = _at_once(count, here)
+                linking_s += variants * _variant_s(run, plan) / _linkers(run)
+                turning_s += variants * rounds * _turn_s(run.state, plan)
     # A network that is timed whole is compiled by one builder: one of each thread count.
     sizes: dict[int, int] = {}
     for plan in plans:
         sizes[plan.threads] = len({s.workload for s in plan.steps if s.workload is not None})
     whole_s = sum(sizes.values()) * _COMPILE_S
     building_s = compiling * _COMPILE_S / _builders(run) + linking_s + whole_s
-    return alone_s + building_s + sum(turns * _turn_s(run.state, p) for p in plans)
+    return alone_s + building_s + turning_s
+
+
+def _of_own_code(plans: Sequence[Plan]) -> list[Plan]:
+    """Those that hold a kernel whose code none before them holds."""
+    found, seen = [], set[Workload]()
+    for plan in plans:
+        codes = {s.workload.kernel for s in plan.steps if s.workload is not None}
+        if codes - seen:
+            found.append(plan)
+        seen |= codes
+    return found
+
+
+def _at_once(count: int, plans: Sequence[Plan]) -> int:
+    """Variants of each of these plans, of so many as are wanted: all are on the board at once."""
+    weights = sum(a.nbytes for a in plans[0].params.values())
+    most = max(AT_ONCE, AT_ONCE_BYTES // max(weights, 1)) // len(plans)
+    return max(1, min(count, most))
 
 
 def _builders(run: Run) -> int:
@@ -102,12 +130,11 @@ def _variant_s(run: Run, plan: Plan) -> float:
 
 def _turn_s(state: TuneState, plan: Plan) -> float:
     """Seconds of one variant's turn: its runs, and a copy of its weights on the board."""
-    steps = {s.workload.kernel for s in plan.steps if s.workload is not None}
-    network_s = sum(
-        t.task.count / plan.turns * t.best_s
-        for t in state.tasks
-        if t.task.threads == plan.threads and t.task.workload.kernel in steps
-    )
+    best_s = {
+        t.task.workload.kernel: t.best_s for t in state.tasks if t.task.threads == plan.threads
+    }
+    codes = [s.workload.kernel for s in plan.steps if s.workload is not None]
+    network_s = sum(best_s.get(code, 0.0) for code in codes)
     return (RUNS + WARM_RUNS) * network_s + 0.05 if math.isfinite(network_s) else 2 * _TRIAL_S
 
 
@@ -213,8 +240,9 @@ def _in_network(run: Run, plans: Sequence[Plan], deadline: float | None) -> str:
         return ""
     turn_s = _turn_s(run.state, plans[0])
     each_s = max(_variant_s(run, plan) for plan in plans) / _linkers(run)
+    every, plans = plans, _of_own_code(plans)
     for count, rounds in STAGES:
-        variants = min(count, max(map(len, fields.values())))
+        variants = _at_once(min(count, max(map(len, fields.values()))), plans)
         if deadline is not None:
             left_s = deadline - time.monotonic()
             if left_s <= 0:
@@ -236,7 +264,7 @@ def _in_network(run: Run, plans: Sequence[Plan], deadline: float | None) -> str:
                     for w, f in used.items()
                 }
             )
-        whole = count == 1 and len(plans) == 1
+        whole = count == 1 and len(every) == 1
         kernels = _kernels(run, states, choices)
         answer = run.farm.run_networks(turns, choices, rounds=rounds, whole=whole, kernels=kernels)
         if isinstance(answer, Failed):
@@ -254,8 +282,21 @@ def _in_network(run: Run, plans: Sequence[Plan], deadline: float | None) -> str:
                 run.log.append(trial)
                 times_of[w, config].append(trial.median_s)
         _note_whole(run.state, plans[0], answer)
-        fields = {w: sorted(f, key=lambda c: _middle(times_of[w, c])) for w, f in fields.items()}
+        fields = {w: _ranked(w, f, times_of) for w, f in fields.items()}
+        plans = every
     return _whole(run, plans[0], fields) if len(plans) > 1 else ""
+
+
+def _ranked(
+    w: Workload, field: list[Config], times_of: Mapping[tuple[Workload, Config], list[float]]
+) -> list[Config]:
+    """The fastest first, by what took turns; of what did not, as the same code elsewhere."""
+    mine = {c: times for (x, c), times in times_of.items() if x == w}
+    if not mine:
+        for (x, c), times in times_of.items():
+            if x.kernel == w.kernel:
+                mine.setdefault(c, []).extend(times)
+    return sorted(field, key=lambda c: _middle(mine.get(c, [])))
 
 
 def _of(state: TaskState, w: Workload) -> Task:
@@ -270,12 +311,10 @@ def _missing_s(
     variants: int,
 ) -> float:
     """Seconds to compile those of the first so many finalists that this run has not compiled."""
-    missing = sum(
-        (task_key(states[w].task), c) not in run.built
-        for w, configs in fields.items()
-        for c in configs[:variants]
-    )
-    return missing * _COMPILE_S / _builders(run)
+    needed = {
+        (task_key(states[w].task), c) for w, configs in fields.items() for c in configs[:variants]
+    }
+    return len(needed - run.built.keys()) * _COMPILE_S / _builders(run)
 
 
 def _kernels(
@@ -307,12 +346,14 @@ def _whole(run: Run, plan: Plan, fields: Mapping[Workload, list[Config]]) -> str
     chosen, _ = choose_plan(plan, run.target, winners)
     choice = {}
     for task in chosen.of_one_image.tasks(run.target):
-        ranked = list(fields.get(task.workload, []))
-        if not ranked:  # another run timed it, in a plan of its own
-            best = winner_of(task, winners)
-            assert best is not None, task.workload.label
-            ranked = [best.config]
-        choice[task.workload] = (task.template, ranked[0])
+        ranked = fields.get(task.workload)
+        if ranked:
+            config = ranked[0]
+        elif (best := winner_of(task, winners)) is not None:
+            config = best.config  # another run timed it, in a plan of its own
+        else:
+            config = TEMPLATES[task.template].default(task.workload, run.target, task.threads)
+        choice[task.workload] = (task.template, config)
     answer = run.farm.run_networks([chosen], [choice], rounds=CHECK_ROUNDS, whole=True)
     if isinstance(answer, Failed):
         return f"the whole network was not timed: {answer.failure}: {answer.detail}"

@@ -19,7 +19,7 @@ from tvmsep.measure import Built, Failed, Measured, Measuring
 from tvmsep.schedules import TEMPLATES
 from tvmsep.tuner.model import CostModel
 from tvmsep.tuner.search import EXPLORE, propose
-from tvmsep.tuner.state import TaskState, TuneState, now, same_code, task_key
+from tvmsep.tuner.state import TaskState, TuneState, now, of_one_code, same_code, task_key
 
 Progress = Callable[[TuneState], None]
 Strategy = Literal["xgboost", "random", "default"]
@@ -83,7 +83,7 @@ class Run:
         if is_emulated(self.cpu):
             self.state.notes.append(f"board {board.name} {EMULATED_NOTE}")
         self.tvm = metadata.version("apache-tvm")
-        for task in tasks:
+        for task in of_one_code(tasks):
             template = TEMPLATES[task.template]
             w = task.workload
             default = template.default(w, target, task.threads)
@@ -100,12 +100,16 @@ class Run:
 
     def _resume(self) -> None:
         """Take over what the log already holds for these tasks."""
-        by_key = {
-            key: (t, set(t.space)) for t in self.state.tasks for key in same_code(t.task)
-        }  # fmt: skip
+        by_key: dict[str, tuple[TaskState, set[Config]]] = {}
+        for t in self.state.tasks:
+            for key in same_code(t.task):
+                by_key.setdefault(key, (t, set(t.space)))
         for trial in self.mine():
             state, space = by_key.get(trial.task_key, (None, set()))
-            if state is not None and trial.phase == "search" and trial.as_config() in space:
+            config = trial.as_config()
+            if state is None or trial.phase != "search" or config not in space:
+                continue
+            if config not in state.tried:  # logs of before have some code twice
                 state.record(trial)
 
     def tell(self) -> None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import datetime
 import math
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Literal
 
@@ -13,7 +13,6 @@ import msgspec
 
 from tvmsep.contracts import Config, Task, Trial, Workload
 from tvmsep.contracts.trial import BLAMELESS
-from tvmsep.contracts.workload import SPLITS
 from tvmsep.logs import Best
 from tvmsep.schedules import TEMPLATES
 
@@ -168,15 +167,24 @@ def task_key(task: Task) -> str:
 
 def same_code(task: Task) -> list[str]:
     """Keys of the tasks of the same code, whoever wrote their input; its own first."""
-    replace = msgspec.structs.replace
-    ways = (replace(task.workload, in_split=split) for split in SPLITS)
-    return list(dict.fromkeys(map(task_key, (task, *(replace(task, workload=w) for w in ways)))))
+    same = [msgspec.structs.replace(task, workload=w) for w in task.workload.same_code]
+    return list(dict.fromkeys(map(task_key, (task, *same))))
+
+
+def of_one_code(tasks: Sequence[Task]) -> list[Task]:
+    """The first of those whose kernels are the same code, with their counts together."""
+    found: dict[tuple[Workload, int, str], Task] = {}
+    for task in tasks:
+        at = task.workload.kernel, task.threads, task.template
+        count = task.count + (found[at].count if at in found else 0)
+        found[at] = msgspec.structs.replace(found.get(at, task), count=count)
+    return list(found.values())
 
 
 def winner_of(task: Task, winners: Mapping[str, Best]) -> Best | None:
     """A task's winner; of one of the same code where only that was timed in a network."""
     found = [winners[key] for key in same_code(task) if key in winners]
-    return min(found, key=lambda b: b.trial.phase != "network", default=None)
+    return min(found, key=lambda b: b.inside is None, default=None)
 
 
 def now(timespec: str = "seconds") -> str:
