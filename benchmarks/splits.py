@@ -91,11 +91,11 @@ def table(prepared: Prepared, plan: Plan, chosen: Plan, winners: dict[str, Best]
                 workload=one, target=prepared.target.name, threads=plan.threads,
                 template=step.template,
             )  # fmt: skip
-            best = winners.get(task_key(task))
-            inside = best is not None and best.trial.phase == "network"
+            found = winners.get(task_key(task))
+            best = found.inside if found is not None else None
             cells.append(
                 f"{best.seconds * 1e6:.1f}{'*' if one in taken else ''}"
-                if best and inside else "-"
+                if best is not None else "-"
             )  # fmt: skip
         print(f"  {w.label:30}" + "".join(f"{c:>12}" for c in cells))
 

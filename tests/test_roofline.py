@@ -112,9 +112,9 @@ def test_weights_are_really_read() -> None:
     """More of them than any cache holds arrive as memory does, not as a page of zeros."""
     target = load_target("local")
     with Farm(target, builders=1) as farm:
-        size = 4 * max(target.l3_bytes, target.l2_bytes)
+        size = min(4 * max(target.l3_bytes, target.l2_bytes), 512 << 20)
         found = {b.level.name: b.bytes_per_s for b in farm.bandwidths(1, size)}
-    assert found[WEIGHTS] < found["L2"]
+    assert found[WEIGHTS] < min(3 * found["memory"], found["L2"])
 
 
 def inspect(*words: str) -> subprocess.CompletedProcess[str]:

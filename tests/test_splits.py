@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import itertools
 import random
 import re
@@ -229,8 +230,37 @@ def test_kernels_of_an_older_log_are_taken_where_nothing_is_open() -> None:
     small = [s.output for s in plan.steps if s.workload and s.workload.oh == 10]
     assert small and not set(small) & set(open_splits(plan))
     before = resplit(plan, dict.fromkeys(small, "rows"))
-    chosen, _ = choose_plan(plan, AVX2, best_trials(trials_of([before], lambda w: 1e-3)))
+    old = trials_of([before], lambda w: 1e-3)
+    chosen, _ = choose_plan(plan, AVX2, best_trials(old))
     assert splits_of(chosen) == splits_of(before) != splits_of(plan)
+    # Tuned again the planned ones have times of their own, of another day.
+    new = trials_of([plan], lambda w: 2e-3, date="e")
+    chosen, _ = choose_plan(plan, AVX2, best_trials([*old, *new]))
+    assert splits_of(chosen) == splits_of(plan)
+
+
+# The last rounds
+
+
+def test_networks_without_code_of_their_own_join_when_configs_are_ranked(plan: Plan) -> None:
+    own, alternative, *mixed = [plan, *other_splits(plan)]
+    assert finals._of_own_code([own, alternative, *mixed]) == [own, alternative]
+    assert len(mixed) == 2
+    few = finals._at_once(8, [own, alternative])
+    heavy = dataclasses.replace(own, params={"w": np.zeros((1 << 27) // 4, np.float32)})
+    assert few == 8 and finals._at_once(8, [heavy] * 3) == finals.AT_ONCE // 3
+    assert finals._at_once(8, [heavy] * 40) == 1
+
+
+def test_what_was_not_timed_yet_is_ranked_as_the_same_code_elsewhere() -> None:
+    w = one_task().workload
+    rows = msgspec.structs.replace(w, in_split="rows")
+    a, b, c = TEMPLATES["pointwise"].space(w, AVX2, 2).configs()[:3]
+    times = {(w, a): [3.0, 3.0, 9.0], (w, b): [1.0, 2.0, 2.0]}
+    assert finals._ranked(w, [a, b], times) == [b, a]
+    assert finals._ranked(rows, [a, c, b], times) == [b, a, c]
+    times[rows, a] = [1.0]
+    assert finals._ranked(rows, [b, a, c], times) == [a, b, c]  # by its own place alone
 
 
 def test_a_log_of_other_splits_alone_is_taken(plan: Plan) -> None:
@@ -482,6 +512,13 @@ def test_a_report_has_each_code_once_and_the_faster_form() -> None:
     counts = {2: {(task.workload.key, 2): 1, (rows.key, 2): 2}}
     (network,) = tell(trials, counts=counts, target=AVX2).networks
     assert network.after_s == pytest.approx(8e-6) and network.missing == 0
+    # Before and after are of one place, where default and winner took turns.
+    default = TEMPLATES["pointwise"].default(rows, AVX2, 2)
+    winner = next(c for c in TEMPLATES["pointwise"].space(rows, AVX2, 2).configs() if c != default)
+    place = trials_of([of_one(rows)], lambda w: 1e-6, config=dict(winner))
+    (network,) = tell([*trials, *place], counts=counts, target=AVX2).networks
+    assert network.after_s == pytest.approx(2e-6 + 2 * 1e-6)
+    assert network.before_s == pytest.approx(3 * network.after_s)
     counts[2][one_task_of(96).key, 2] = 1
     (network,) = tell(trials, counts=counts, target=AVX2).networks
     assert network.after_s is None and network.missing == 1

@@ -90,7 +90,7 @@ def changes(before: Path, after: Path) -> list[Change]:
 def _best(winners: Mapping[str, Best]) -> dict[str, Best]:
     """Of each code: timed inside a network before alone, and the fastest of these."""
     found: dict[str, Best] = {}
-    for best in sorted(winners.values(), key=lambda b: (b.trial.phase != "network", b.seconds)):
+    for best in sorted(winners.values(), key=lambda b: (b.inside is None, b.seconds)):
         found.setdefault(best.trial.code_key, best)
     return found
 

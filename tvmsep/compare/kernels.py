@@ -105,6 +105,7 @@ def _choice(word: str, task: Task, target: Target) -> Choice:
             raise InputError(
                 f"{word} has no trial of {label} for {target.name} at "
                 f"{counted('thread', task.threads)}"
+                + (f" that divides {w.out_split} over them" if task.threads > 1 else "")
             )
         return Choice(path.stem, word, task, best.config)
     return Choice(word, word, task, read_config(word, task, target))

@@ -82,7 +82,8 @@ class Workload(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
     @property
     def kernel(self) -> Workload:
         """Without who wrote its input: workloads with equal ones are computed by equal code."""
-        after: Split = "rows" if self.op in ("channels", "unpack") else self.out_split
+        whole = self.op in ("channels", "pack", "unpack")  # always divide blocks of channels
+        after: Split = "rows" if whole else self.out_split
         return msgspec.structs.replace(self, in_split="rows", out_split=after)
 
     @property

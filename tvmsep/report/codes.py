@@ -30,7 +30,7 @@ def winner(trial: Trial, winners: Mapping[str, Best], counts: Counts | None) -> 
     network = (counts or {}).get(trial.threads) or {}
     runs = {at: network[at] for at in known if at in network}
     if not runs:
-        return min(known.values(), key=lambda b: (b.trial.phase != "network", b.seconds))
+        return min(known.values(), key=lambda b: (b.inside is None, b.seconds))
     best = known[max(runs, key=lambda at: runs[at])]
     mean_s = sum(known[at].mean_s * n for at, n in runs.items()) / sum(runs.values())
     return replace(best, mean_s=mean_s)

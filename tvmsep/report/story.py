@@ -211,7 +211,9 @@ def _task(
     before_s, inside = None, best is not None and best.trial.phase == "network"
     default = _default(w, first, target)
     if best is not None and default is not None:
-        ratio = _ratio(mine, default, best.config, "network" if inside else "search")
+        # Places of one code compare with themselves alone.
+        here = [t for t in mine if t.workload == best.trial.workload] if inside else mine
+        ratio = _ratio(here, default, best.config, "network" if inside else "search")
         before_s = None if ratio is None else ratio * best_s
     return TaskStory(
         id=number,
@@ -293,7 +295,7 @@ def _failures(trials: Sequence[Trial]) -> list[FailureStory]:
             failure=failure,
             template=template,
             count=len(mine),
-            tasks=len({t.task_key for t in mine}),
+            tasks=len({t.code_key for t in mine}),
             details=tuple(d[:300] for d, _ in Counter(t.detail for t in mine).most_common()
                           if d)[:MAX_DETAILS],
         )

@@ -83,14 +83,22 @@ class _Chooser:
             known.append(_FUSED)
 
     def _timed(self) -> dict[str, Split]:
-        """Values of which kernels that divide them otherwise were timed, open or not."""
+        """Values of which only kernels that divide them otherwise were timed, open or not.
+
+        Where both were it may have been at different times, which do not compare.
+        """
         found: dict[str, Split] = {}
         for value, w in self.planned.items() if self.plan.threads > 1 else ():
             after: Split = "channels" if w.out_split == "rows" else "rows"
-            for before in SPLITS:
-                other = msgspec.structs.replace(w, in_split=before, out_split=after)
-                if w.op != "unpack" and w.out_block and self._winner(other) is not None:
-                    found[value] = after
+            timed = {
+                split: any(
+                    self._winner(msgspec.structs.replace(w, in_split=before, out_split=split))
+                    for before in SPLITS
+                )
+                for split in SPLITS
+            }
+            if w.out_block and w.op != "unpack" and timed[after] and not timed[w.out_split]:
+                found[value] = after
         return found
 
     def split(self, value: str, ways: Mapping[str, str]) -> Split:

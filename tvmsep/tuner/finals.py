@@ -233,8 +233,9 @@ def _in_network(run: Run, plans: Sequence[Plan], deadline: float | None) -> str:
         # A task that no trial of which succeeded runs by its default, unranked.
         configs = _finalists(state, trials, IN_NETWORK) or [state.default]
         won = winners.get(task_key(_of(state, w)))  # of an earlier run: it has to win again
-        if won is not None and won.config not in configs and won.config in state.tried:
-            configs.insert(2, won.config)
+        for best in (won, won.inside if won is not None else None):
+            if best is not None and best.config not in configs and best.config in state.tried:
+                configs.insert(2, best.config)
         fields[w] = configs
     if not fields:
         return ""
