@@ -351,9 +351,12 @@ def test_disk_full_on_a_real_file_system(tmp_path: Path) -> None:
 def test_logs_that_are_none(tuned: Path, models: Path, tmp_path: Path) -> None:
     (tmp_path / "notes.txt").write_text("no newline")
     (tmp_path / "folder").mkdir()
+    (tmp_path / "cut.tvmsep").write_bytes((tuned / "net.tvmsep").read_bytes()[:-500])
     for verb in ("build", "tune"):
         refused(verb, MODEL, "--log", "notes.txt", "-o", "o", cwd=tmp_path,
                 says=["notes.txt, line 1: not a trial"])  # fmt: skip
+        refused(verb, MODEL, "--log", "cut.tvmsep", "-o", "o", cwd=tmp_path,
+                says=["cut.tvmsep is a damaged bundle"])  # fmt: skip
         refused(verb, MODEL, "--log", "folder", "-o", "o", cwd=tmp_path,
                 says=["folder", "is no file"])  # fmt: skip
     assert (tmp_path / "notes.txt").read_text() == "no newline"

@@ -152,6 +152,14 @@ def test_verbs_take_a_shape(dynamic: Path, both: Path, tmp_path: Path) -> None:
     refused("bench", net, "--shape", "data=4,3,32,32", cwd=tmp_path, says=["data=4,3,32,32", HAS])
 
 
+def test_verify_takes_an_open_model_as_the_bundle_has_it(dynamic: Path, tmp_path: Path) -> None:
+    done = tvmsep("build", str(dynamic), *FOURTH, "-o", "one.tvmsep", cwd=tmp_path)
+    assert done.returncode == 0, done.stderr
+    done = tvmsep("verify", "one.tvmsep", str(dynamic), cwd=tmp_path)
+    assert done.returncode == 0, done.stderr
+    refused("build", str(dynamic), "-o", "two.tvmsep", cwd=tmp_path, says=["dynamic shape"])
+
+
 def test_profile_takes_a_shape(both: Path, tmp_path: Path) -> None:
     for words, batch in (((), 1), (FOURTH, 4)):
         done = tvmsep("profile", str(both), *words, "--json", cwd=tmp_path)

@@ -506,6 +506,8 @@ def test_a_report_has_each_code_once_and_the_faster_form() -> None:
     ]
     story = tell(trials, target=AVX2)
     assert sorted(t.best_s for t in story.tasks) == pytest.approx([2e-6, 9e-6])
+    ends = {t.label.rpartition(", by ")[2] for t in story.tasks}
+    assert ends == set(SPLITS)
     (network,) = story.networks
     assert network.after_s == pytest.approx(2e-6) and network.curve.best_s[-1] == 4e-6
     # A bundle that runs it in both places, one of them twice.

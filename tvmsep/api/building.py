@@ -15,6 +15,7 @@ from tvmsep.check import Check, Mismatch, cannot_run_here, check_bundle, check_i
 from tvmsep.contracts import (
     Config,
     InputError,
+    OpenShapeError,
     Target,
     Trial,
     TvmsepError,
@@ -365,7 +366,7 @@ def prepare_for(
         bundle: a `.tvmsep` file.
         model: as for `tune`.
         which: for which of its sets of input shapes.
-        **how: as for `verify`; that `shapes` are there says that the model leaves them open.
+        **how: as for `verify`. What the model leaves open is as the bundle has it.
 
     Raises:
         BundleError: the bundle is damaged or cannot run on this host.
@@ -377,12 +378,17 @@ def prepare_for(
         package.check_host()
         manifest = package.manifest
     one = manifest.specialisations[which]
+    built = {t.name: t.shape for t in one.inputs}
     if manifest.further or how.get("shapes"):
-        how["shapes"] = {t.name: t.shape for t in one.inputs}
-    prepared = prepare(
-        model, target=manifest.target, threads=[one.variants[0].threads],
-        layout=manifest.layout or None, dtype=manifest.precision, **how,
-    )  # fmt: skip
+        how["shapes"] = built
+    how |= {
+        "target": manifest.target, "threads": [one.variants[0].threads],
+        "layout": manifest.layout or None, "dtype": manifest.precision,
+    }  # fmt: skip
+    try:
+        prepared = prepare(model, **how)
+    except OpenShapeError:
+        prepared = prepare(model, **{**how, "shapes": built})
     for what, mine, others in (
         ("takes", one.inputs, prepared.imported.inputs),
         ("gives", one.outputs, prepared.imported.outputs),

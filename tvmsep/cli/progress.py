@@ -38,7 +38,7 @@ def summary(state: TuneState) -> str:
         parts.append(f"{clock(state.budget_s - state.elapsed_s)} left")
     elif state.trial_limit is not None:
         parts.append(f"{state.trial_limit - state.trials} trials left")
-    if all(math.isfinite(state.network_s(n)) for n in state.thread_counts or [None]):
+    if all(math.isfinite(state.network_s(n)) for n in state.thread_counts):
         parts.append(
             "tasks sum to " + " and ".join(_estimate(state, n) for n in state.thread_counts)
         )

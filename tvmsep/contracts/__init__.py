@@ -7,6 +7,7 @@ from tvmsep.contracts.errors import (
     InputError,
     LogError,
     ModelError,
+    OpenShapeError,
     TargetError,
     TvmsepError,
 )
@@ -24,6 +25,7 @@ __all__ = [
     "InputError",
     "LogError",
     "ModelError",
+    "OpenShapeError",
     "Space",
     "Target",
     "TargetError",

@@ -21,6 +21,10 @@ class ModelError(TvmsepError):
         return "".join(c if c.isprintable() else ascii(c)[1:-1] for c in text)
 
 
+class OpenShapeError(ModelError):
+    """An input's shape has dimensions that the model leaves open, and nobody gave."""
+
+
 class TargetError(TvmsepError):
     """A target is unknown, malformed, or does not fit this host."""
 

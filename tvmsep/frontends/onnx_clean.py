@@ -10,7 +10,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from tvmsep.contracts import InputError, ModelError
+from tvmsep.contracts import InputError, ModelError, OpenShapeError
 from tvmsep.frontends.onnx_check import check_header, check_wiring, opset, require_onnx
 
 if TYPE_CHECKING:
@@ -156,7 +156,7 @@ def fix_shapes(graph: onnx.GraphProto, shapes: Mapping[str, Sequence[int]]) -> N
             if dim.dim_param in symbols:
                 dim.dim_value = symbols[dim.dim_param]
         if static_shape(value) is None:
-            raise ModelError(
+            raise OpenShapeError(
                 f"input {value.name} has the dynamic shape {_show(value)}: fix it with "
                 f"--shape {value.name}={_suggest(value)}"
             )

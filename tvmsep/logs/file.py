@@ -45,6 +45,9 @@ def _lines(path: Path) -> list[bytes]:
         if zipfile.is_zipfile(path):
             with zipfile.ZipFile(path) as bundle:
                 return bundle.read("log.jsonl").splitlines(keepends=True)
+        with path.open("rb") as file:
+            if file.read(2) == b"PK":
+                raise LogError(f"{path} is a damaged bundle, cut short or changed: copy it again")
         return path.read_bytes().splitlines(keepends=True)
     except KeyError as error:
         raise LogError(f"{path}: this archive holds no log.jsonl") from error

@@ -141,6 +141,12 @@ def tell(
         _task(i, key, mine, winners.get(key), _runs(mine[0], counts), target)
         for i, (key, mine) in enumerate(groups.items())
     ]
+    told = Counter((t.label, t.threads, t.template) for t in tasks)
+    tasks = [
+        msgspec.structs.replace(t, label=f"{t.label}, by {mine[0].workload.out_split}")
+        if told[t.label, t.threads, t.template] > 1 and t.threads > 1 else t
+        for t, mine in zip(tasks, groups.values(), strict=True)
+    ]  # fmt: skip
     by_key = dict(zip(groups, tasks, strict=True))
     tasks.sort(key=lambda t: -_weight(t))
     threads = sorted({t.threads for t in trials})
