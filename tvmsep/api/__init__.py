@@ -7,11 +7,12 @@
 
 from __future__ import annotations
 
-from tvmsep.api.building import Report, build, choose_configs, prepare_for, read_trials, verify
+from tvmsep.api.building import Report, build, choose_configs, read_trials
 from tvmsep.api.comparing import compare, diff
 from tvmsep.api.exporting import export_object
 from tvmsep.api.planning import Prepared, check_writable, must_fit, prepare
 from tvmsep.api.tuning import search, tune
+from tvmsep.api.verifying import prepare_for, verify
 
 __all__ = [
     "Prepared",

@@ -81,7 +81,10 @@ class Workload(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
 
     @property
     def kernel(self) -> Workload:
-        """Without who wrote its input: workloads with equal ones are computed by equal code."""
+        """Without what leaves its code as it is: who wrote its input, and a split it ignores.
+
+        Workloads with equal ones are computed by equal code.
+        """
         whole = self.op in ("channels", "pack", "unpack")  # always divide blocks of channels
         after: Split = "rows" if whole else self.out_split
         return msgspec.structs.replace(self, in_split="rows", out_split=after)

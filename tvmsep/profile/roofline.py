@@ -4,8 +4,8 @@ The roofline (Williams, Waterman, Patterson, 2009): a layer takes at least its F
 peak, and at least its bytes at the bandwidth of where they lie. Bytes are the model's own: input,
 weights and output once each, fp32. They are taken to lie in the smallest level that holds them
 all, which is kind to the board, so the bound is a bound and not a prediction. Weights have another
-one: a whole run of the network lies between two reads of them, so they take at least what a buffer
-as large as the network is read at, again and again.
+one: a whole run of the network lies between two reads of them, so they arrive at what a buffer as
+large as the network is read at, again and again. That is a median, which a lucky run may beat.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ class Roof(msgspec.Struct, frozen=True, kw_only=True):
     level: str
     """Where the layer's bytes are taken to lie."""
     seconds: float
-    """No run can take less."""
+    """No run can take less; where weights bind, none does on average."""
 
 
 class LayerRoof(msgspec.Struct, frozen=True, kw_only=True):

@@ -10,11 +10,11 @@ are CUDA events behind each launch (`compiler/events.py`), and all else is the s
 could be fused, variants with fused and with separate ones take turns alike, so that their times
 compare, and so do plans whose values are divided otherwise over the threads: a kernel is timed
 between each of the splits that its neighbours may have. Networks that hold no code of their own
-join when the first turns have ranked the configs. What `choose_plan` makes of all these is
-the network that is timed last. Without a network
-(single layers compared), or where it cannot be timed on the board (too little memory), each task's
-best few are measured alone, in turn. Of a batch that is computed by its images the network is that
-of one; the head's tasks are measured alone, and there is no time of the whole.
+join when the first turns have ranked the configs. What `choose_plan` makes of all these is the
+network that is timed last. Without a network (single layers compared), or where it cannot be timed
+on the board (too little memory), each task's best few are measured alone, in turn. Of a batch that
+is computed by its images the network is that of one; the head's tasks are measured alone, and there
+is no time of the whole.
 """
 
 from __future__ import annotations
@@ -217,8 +217,8 @@ def _in_network(run: Run, plans: Sequence[Plan], deadline: float | None) -> str:
     """Time the finalists of one thread count in their network; why it could not be done, or "".
 
     `plans` are the network with separate kernels, where there are any to fuse one with fused ones,
-    and those of other splits.
-    Near the deadline there are fewer variants and turns, and past it no more stages.
+    and those of other splits. Near the deadline there are fewer variants and turns, and past it no
+    more stages.
     """
     by_task, winners = _successes(run), run.best()
     threads = plans[0].threads

@@ -13,17 +13,17 @@ from __future__ import annotations
 
 import math
 import time
-from collections import Counter, deque
+from collections import deque
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from typing import TYPE_CHECKING
 
-from tvmsep.contracts import Config, Target, Task, Trial, Workload
+from tvmsep.contracts import Config, Target, Task, Trial
 from tvmsep.logs import LogFile
 from tvmsep.measure import Measuring
 from tvmsep.tuner import finals
 from tvmsep.tuner.run import Batch, Progress, Run, Strategy
-from tvmsep.tuner.state import BATCH, HOPELESS, TaskState, TuneResult, TuneState
+from tvmsep.tuner.state import BATCH, HOPELESS, TaskState, TuneResult, TuneState, of_one_code
 
 if TYPE_CHECKING:
     from tvmsep.graph import Plan
@@ -85,8 +85,9 @@ def tune_tasks(
     started = time.monotonic()
     state = TuneState([], started, budget_s, trials)
     state.counts = {
-        n: _counted(plan.tasks(target)) for n, plan in (networks or {}).items()
-    }  # fmt: skip
+        n: {(t.workload.kernel, t.threads): t.count for t in of_one_code(plan.tasks(target))}
+        for n, plan in (networks or {}).items()
+    }
     run = Run(tasks, target, farm, log, peak_flops_per_core, seed, strategy, prior, state, progress)
     reason = "interrupted"
 
@@ -108,13 +109,6 @@ def tune_tasks(
         reason = "interrupted"
     state.phase, state.ended = "ended", time.monotonic()
     return TuneResult(run.best(), reason, state)
-
-
-def _counted(tasks: Sequence[Task]) -> dict[tuple[Workload, int], int]:
-    counts: Counter[tuple[Workload, int]] = Counter()
-    for task in tasks:
-        counts[task.workload.kernel, task.threads] += task.count
-    return counts
 
 
 _Choice = tuple[TaskState, list[Config]]
