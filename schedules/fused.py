@@ -13,6 +13,7 @@ Strategy
        by `tile_oc` blocks, the epilogue while it is in registers.
     4. Walk these register tiles with channels outermost (`oc`: a weight panel stays in L1, the
        scratch is read once a panel) or pixels outermost (`px`: the other way round).
+    5. With a panel in L1, its tiles may ask for the next one (`prefetch`).
 
 Why it is fast
     `mid` is read where it was just written, in L2 at most, instead of being written to and read
@@ -41,6 +42,7 @@ from tvmsep.schedules.common import (
 )
 from tvmsep.schedules.depthwise import padded_read
 from tvmsep.schedules.epilogue import finish
+from tvmsep.schedules.prefetch import may_prefetch, prefetch_next, prefetches
 
 if TYPE_CHECKING:
     from tvm import s_tir, tirx
@@ -129,6 +131,8 @@ class Fused:
         def valid(c: Mapping[str, Any]) -> bool:
             if (c["tile_h"], c["tile_w"], c["tile_oc"]) not in good or c["rows"] % c["tile_h"]:
                 return False
+            if c.get("prefetch") and not _has_next(w, c):
+                return False
             return c["chunks"] in _chunks(w, c["rows"], threads)
 
         return Space(
@@ -141,6 +145,7 @@ class Fused:
                 "tile_oc": tuple(sorted({o for _, _, o in good})),
                 "loop": ("oc", "px"),
                 "unroll": tuple(u for u in unrolls if w.in_block % u == 0),
+                **({"prefetch": (0, 2)} if may_prefetch(w) else {}),
             },
             valid,
         )
@@ -159,7 +164,7 @@ class Fused:
         tile_h, tile_w, tile_oc = min(
             (tile for tile in tiles if rows % tile[0] == 0), key=lambda tile: (tiles[tile], tile)
         )
-        return Config(
+        found = Config(
             rows=rows,
             chunks=chunks,
             strip=_strips(w)[0],
@@ -169,6 +174,7 @@ class Fused:
             loop="oc",
             unroll=w.in_block if t.lane_operand else 1,
         )
+        return Config(found, prefetch=2 if prefetches(w, t) and _has_next(w, found) else 0)
 
     def apply(self, sch: s_tir.Schedule, w: Workload, t: Target, c: Config) -> None:
         """The docstring's steps, in s_tir primitives."""
@@ -196,7 +202,20 @@ class Fused:
         strips, pixel = sch.split(column, [None, c.int("strip")])
         register_tile(sch, mid_acc, strips, ("kh", "kw"), {"kh": 0, "kw": 0}, vector_axis=4)
         finish_tile(sch, (pixel,), lane)
+        if "prefetch" in c:  # 5.
+            row, column = (sch.get(loop).loop_var for loop in (ho, wo))
+            across = w.ow // tile_w
+            prefetch_next(
+                sch, w, wo, sch.get(oo).loop_var, c.int("rows") // tile_h * across,
+                row * across + column, tile_oc, c.int("prefetch"),
+            )  # fmt: skip
         sch.transform_layout(out, ("write", 0), lambda n, c, h, x, i: (n, c, h * w.ow + x, i))
+
+
+def _has_next(w: Workload, c: Mapping[str, Any]) -> bool:
+    """Whether several register tiles read one panel of weights, and another panel follows."""
+    tiles = c["rows"] // c["tile_h"] * (w.ow // c["tile_w"])
+    return c["loop"] == "oc" and tiles > 1 and w.out_blocks > c["tile_oc"]
 
 
 def _row_tiles(w: Workload, t: Target) -> tuple[int, ...]:

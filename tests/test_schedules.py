@@ -105,20 +105,26 @@ def test_equals_numpy(name: str, target_name: str) -> None:
 
 @pytest.mark.skipif("x86-avx2" not in RUNNABLE, reason="needs a target with few registers")
 @pytest.mark.parametrize("layout", ["", "nhwc"])
+@pytest.mark.parametrize("scaled", [False, True])
 @pytest.mark.parametrize(("size", "n", "threads"), [(7, 2, 2), (7, 1, 1), (9, 1, 3), (14, 1, 2)])
-def test_tiles_need_not_divide_the_pixels(size: int, n: int, threads: int, layout: str) -> None:
+def test_tiles_need_not_divide_the_pixels(
+    size: int, n: int, threads: int, scaled: bool, layout: str
+) -> None:
     target, template = load_target("x86-avx2"), TEMPLATES["pointwise"]
     blocks = choose_block(16, target, layout), choose_block(48, target, layout)
     w = Workload(
         op="pointwise", n=n, ic=16, ih=size, iw=size, oc=48, in_block=blocks[0],
         out_block=blocks[1], epilogue=("bias", "relu6", "add"),
-        out_split=choose_split(size, size, threads),
+        out_split=choose_split(size, size, threads, scaled=scaled), scaled=scaled,
     )  # fmt: skip
     w = in_vectors(w, target)
     configs = template.space(w, target, threads).configs()
     uneven = {
         (c["loop"], c["tile_p"], c["chunks"]): c for c in configs if size**2 % c.int("tile_p")
     }
+    if scaled and threads > 1 and w.out_split == "rows":  # each thread scales its own pixels
+        assert not uneven
+        return
     assert {tile for _, tile, _ in uneven} >= {4, 5} - {d for d in (4, 5) if size**2 % d == 0}
     for config in uneven.values():
         check(w, target, config)

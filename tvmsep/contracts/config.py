@@ -8,6 +8,10 @@ from typing import Any
 
 Value = int | str
 
+OPTIONAL = ("prefetch",)
+"""Knobs that a config does not mention where they are 0, that is off: they came when logs had been
+shipped, whose configs shall go on meaning what they meant."""
+
 
 class Config(Mapping[str, Value]):
     """One value per knob: frozen, ordered, hashable, printable.
@@ -19,7 +23,10 @@ class Config(Mapping[str, Value]):
     __slots__ = ("_items", "_map")
 
     def __init__(self, values: Mapping[str, Value] | None = None, /, **kw: Value) -> None:
-        self._map: dict[str, Value] = {**(values or {}), **kw}
+        given = {**(values or {}), **kw}
+        self._map: dict[str, Value] = {
+            knob: value for knob, value in given.items() if value or knob not in OPTIONAL
+        }
         self._items = tuple(self._map.items())
 
     def __getitem__(self, knob: str) -> Value:
@@ -70,10 +77,12 @@ class Space:
         self.valid = valid
 
     def __contains__(self, config: Mapping[str, Value]) -> bool:
+        off = {knob: 0 for knob in OPTIONAL if knob in self.knobs}
+        whole = {**off, **config}
         return (
-            set(config) == set(self.knobs)
-            and all(config[k] in dom for k, dom in self.knobs.items())
-            and self.valid(config)
+            set(whole) == set(self.knobs)
+            and all(whole[k] in dom for k, dom in self.knobs.items())
+            and self.valid(whole)
         )
 
     def configs(self) -> list[Config]:

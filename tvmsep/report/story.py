@@ -324,10 +324,11 @@ def _knobs(
         wins: Counter[tuple[str, str]] = Counter()
         for at, task in enumerate(mine):
             best: dict[tuple[str, str], float] = {}
+            mentioned = dict.fromkeys(knob for t in groups[keys[task.id]] for knob in t.config)
             for t in groups[keys[task.id]]:
                 if t.phase == "search" and t.failure is None and t.times_s:
-                    for knob, value in t.config.items():
-                        pair = knob, str(value)
+                    for knob in mentioned:
+                        pair = knob, str(t.config.get(knob, 0))
                         best[pair] = min(best.get(pair, math.inf), t.median_s)
             lowest = min(best.values(), default=math.inf)
             for pair, seconds in best.items():

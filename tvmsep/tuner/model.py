@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from tvmsep.contracts import Config, Task, Trial, Workload
+from tvmsep.contracts.config import OPTIONAL
 
 if TYPE_CHECKING:
     import xgboost
@@ -48,9 +49,10 @@ def _waste(extent: int, tile: int) -> float:
 @functools.lru_cache(maxsize=1 << 16)
 def features(w: Workload, threads: int, c: Config) -> list[float]:
     """Numbers that describe one config of one workload, comparable within a template."""
-    whole = [max(v, 1) for v in c.values() if isinstance(v, int)]
+    values = [v for knob, v in c.items() if knob not in OPTIONAL]
+    whole = [max(v, 1) for v in values if isinstance(v, int)]
     ints = [math.log2(v) for v in whole]
-    words = [float(zlib.crc32(v.encode()) % 997) for v in c.values() if isinstance(v, str)]
+    words = [float(zlib.crc32(v.encode()) % 997) for v in values if isinstance(v, str)]
     pairs = [a + b for i, a in enumerate(ints) for b in ints[i + 1 :]]
     pixels, blocks = w.oh * w.ow, -(-w.oc // max(w.out_block, 1))
     extents = (pixels, w.oh, w.ow, blocks)
@@ -59,7 +61,7 @@ def features(w: Workload, threads: int, c: Config) -> list[float]:
     shape = [w.n, w.ic, w.oc, w.oh, w.ow, pixels, w.kh * w.kw, w.in_block, w.out_block]
     shape += [blocks, -(-w.ic // max(w.in_block, 1)), w.ic * w.oc, w.flops]
     layout = [w.sh, w.in_split == "rows", w.out_split == "rows", len(w.epilogue), threads]
-    layout += ["add" in w.epilogue]
+    layout += ["add" in w.epilogue, *(knob in c for knob in OPTIONAL)]
     numbers = [*ints, *words, *pairs, *shares, *wastes, *map(_log2, shape)]
     return [*numbers, *map(float, layout)]
 

@@ -57,6 +57,6 @@ def _spread(ranked: Sequence[Config], count: int) -> list[Config]:
     for c in ranked:
         if len(chosen) == count:
             return chosen
-        near = sum(1 for d in chosen if sum(c[k] != d[k] for k in c) <= 1)
+        near = sum(1 for d in chosen if sum(c.get(k) != d.get(k) for k in {*c, *d}) <= 1)
         (chosen if near < 2 else passed).append(c)
     return chosen + passed[: count - len(chosen)]
