@@ -215,7 +215,7 @@ class Fused:
 def _has_next(w: Workload, c: Mapping[str, Any]) -> bool:
     """Whether several register tiles read one panel of weights, and another panel follows."""
     tiles = c["rows"] // c["tile_h"] * (w.ow // c["tile_w"])
-    return c["loop"] == "oc" and tiles > 1 and w.out_blocks > c["tile_oc"]
+    return bool(c["loop"] == "oc" and tiles > 1 and w.out_blocks > c["tile_oc"])
 
 
 def _row_tiles(w: Workload, t: Target) -> tuple[int, ...]:
