@@ -13,7 +13,7 @@ demo: $(VENV)/.tune
 	$(BIN)/python -m tvmsep.demo
 
 test: $(VENV)/.test
-	$(BIN)/python -m pytest -n $(AT_ONCE) --dist loadfile
+	$(BIN)/python -m pytest -n $(AT_ONCE) --dist loadfile --no-loadscope-reorder --durations 30
 
 # torch is large and slows every import of TVM down: the tests that need it have their own venv.
 test-torch: .venv-torch/.test
