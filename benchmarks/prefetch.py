@@ -3,7 +3,7 @@
     python benchmarks/prefetch.py mobilenet_v2 --threads 1 --rounds 24
 
 Two forms of a network take turns, kernels timed between clock readings: both run the same configs,
-those of the log (by default the shipped ones) or the defaults, once without the knob `prefetch`, and
+those of the log (by default the shipped ones) or the defaults, once without the knob `prefetch` and
 once with it wherever a kernel has it. Prints the layers that differ, the heaviest first, with the
 medians of the rounds and of their ratios, and the network.
 """
@@ -41,7 +41,7 @@ def main() -> None:
     parser.add_argument("--threads", type=int, default=1)
     parser.add_argument("--rounds", type=int, default=24)
     parser.add_argument("--log", type=Path, help="a tuning log; by default those that ship")
-    parser.add_argument("--defaults", action="store_true", help="the configs that no log has chosen")
+    parser.add_argument("--defaults", action="store_true", help="configs of no log")
     args = parser.parse_args()
     console = Console()
     if not console.is_terminal:
