@@ -1,4 +1,4 @@
-"""Panels of weights are asked for before they are read: all of the next one, and once."""
+"""Panels of weights are asked for: each line about once whenever the weights are read."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ FLOATS = 16
 
 def pointwise(
     size: int, ic: int, oc: int, *, n: int = 1, split: Split = "rows", **more: Any
-) -> Any:
+) -> Workload:
     return Workload(
         op="pointwise", n=n, ic=ic, ih=size, iw=size, oc=oc, in_block=8, out_block=8,
         out_split=split, **more,
@@ -52,14 +52,14 @@ def counted(func: Any, w: Workload) -> tuple[Any, int]:
     import tvm_ffi
     from tvm import tirx
 
-    lines = 4 * w.out_blocks * w.in_blocks * 64 // FLOATS
+    lines = 2 * w.out_blocks * w.in_blocks * 64 // FLOATS  # parts are even: some ask beyond
     seen = tirx.decl_buffer((lines,), "int32", name="seen")
 
     def count(node: Any) -> Any:
         call = node.value
-        if getattr(getattr(call, "op", None), "name", "") != "tirx.prefetch":
+        if "llvm.prefetch" not in str(call):
             return node
-        panel, row, lane = call.args[0].args[0].indices
+        panel, row, lane = next(a for a in call.args if hasattr(a, "args")).args[0].indices
         at = ((panel * w.in_blocks * 8 + row) * 8 + lane) // FLOATS
         return tirx.BufferStore(seen, tirx.BufferLoad(seen, [at]) + 1, [at])
 
@@ -87,8 +87,8 @@ CASES = [
 
 
 @here
-@pytest.mark.parametrize(("w", "threads", "loops"), CASES, ids=lambda x: getattr(x, "label", ""))
-def test_every_line_is_asked_for_before_it_is_read(
+@pytest.mark.parametrize(("w", "threads", "loops"), CASES)
+def test_every_line_is_asked_for_when_weights_are_read(
     w: Workload, threads: int, loops: set[str]
 ) -> None:
     import tvm
@@ -103,11 +103,10 @@ def test_every_line_is_asked_for_before_it_is_read(
         seen = tvm.runtime.tensor(np.zeros(lines, np.int32))
         lib["main"](*map(tvm.runtime.tensor, inputs), out, seen)
         assert relative_error(out.numpy(), reference(w, inputs), w.oc) < 2e-5, config
-        panel = config.int("tile_oc") * w.in_blocks * 64 // FLOATS
         weights = w.out_blocks * w.in_blocks * 64 // FLOATS
         passes = w.n * passes_over(w, config)
         asked = seen.numpy()
-        assert (asked[panel:weights] >= passes).all(), (config, asked)
+        assert (asked[:weights] >= passes).all(), (config, asked)
         assert asked.sum() <= 1.5 * passes * weights + 64, (config, asked)
 
 
@@ -138,3 +137,17 @@ def test_configs_without_the_knob_are_those_of_before() -> None:
     assert space.configs().count(old) == 1
     large = msgspec.structs.replace(w, ih=56, iw=56)
     assert Config(old, prefetch=2) not in TEMPLATES["pointwise"].space(large, AVX2, 1)
+
+
+@here
+def test_a_bundles_text_is_read_again() -> None:
+    """TVM prints `tirx.prefetch` by a name that its parser does not know."""
+    import tvm
+    from tvm.script import from_source
+
+    w = pointwise(7, 160, 96)
+    func = kernel(w, AVX2, "pointwise", TEMPLATES["pointwise"].default(w, AVX2, 1))
+    text = tvm.IRModule({"main": func}).script()
+    assert "llvm.prefetch" in text
+    again = from_source(text)
+    assert again.script() == text

@@ -9,6 +9,7 @@ from pathlib import Path
 import msgspec
 
 from tvmsep.contracts import Config, LogError, Trial
+from tvmsep.contracts.config import OPTIONAL
 from tvmsep.logs import Best, best_trials, read_log
 
 
@@ -41,9 +42,13 @@ class Change(msgspec.Struct, frozen=True, kw_only=True):
             have = self.before if self.after is None else self.after
             where = "only before" if self.after is None else "only after"
             return f"{where}: {Config(have).key}" if have else where
+
+        def off(knob: str) -> int | str:
+            return 0 if knob in OPTIONAL else "-"
+
         names = list(dict.fromkeys([*self.before, *self.after]))
         return " ".join(
-            f"{k}:{self.before.get(k, '-')}>{self.after.get(k, '-')}"
+            f"{k}:{self.before.get(k, off(k))}>{self.after.get(k, off(k))}"
             for k in names
             if self.before.get(k) != self.after.get(k)
         ) or "same"  # fmt: skip

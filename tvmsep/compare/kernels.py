@@ -8,6 +8,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from tvmsep.contracts import Config, InputError, Target, Task
+from tvmsep.contracts.config import OPTIONAL
 from tvmsep.contracts.words import counted
 from tvmsep.graph import Plan
 from tvmsep.logs import chosen_by, read_log
@@ -120,6 +121,7 @@ def read_config(text: str, task: Task, target: Target) -> Config:
     template = TEMPLATES[task.template]
     space = template.space(task.workload, target, task.threads)
     values = dict(template.default(task.workload, target, task.threads))
+    given = set[str]()
     for part in text.replace(",", " ").split():
         knob, sign, value = part.partition("=")
         if not sign:
@@ -137,7 +139,12 @@ def read_config(text: str, task: Task, target: Target) -> Config:
             shown = ", ".join(map(str, domain))
             raise InputError(f"{text!r}: knob {knob} of {task.workload.label} takes {shown}")
         values[knob] = typed
+        given.add(knob)
+    # A whole config leaves out knobs that are off, and another order of loops may not have them.
+    off = {knob: 0 for knob in OPTIONAL if knob in values and knob not in given}
     config = Config(values)
+    if off and (given >= {*space.knobs} - {*OPTIONAL} or config not in space):
+        config = Config({**values, **off})
     if config not in space:
         raise InputError(
             f"{text!r}: {config.key} is not valid for {task.workload.label} on {target.name}: "

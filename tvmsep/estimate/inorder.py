@@ -115,7 +115,8 @@ def _operands(line: str) -> tuple[list[str], list[str]]:
     """Registers that an instruction writes, and those that it reads; not the flags."""
     name, _, rest = line.partition(" ")
     registers = [_name(m) for m in _REGISTER.finditer(rest)]
-    if name.startswith(("st", "b", "cb", "tb", "cmp", "tst", "fcmp")) and name[:3] not in _WRITERS:
+    reads = ("st", "b", "cb", "tb", "cmp", "tst", "fcmp", "prf")
+    if name.startswith(reads) and name[:3] not in _WRITERS:
         return [], registers
     count = 2 if name in ("ldp", "ldnp") else 1
     if name.startswith("ld") and (based := re.search(r"\], |\]!", rest)) and based:

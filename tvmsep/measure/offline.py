@@ -17,6 +17,7 @@ from types import TracebackType
 from typing import TYPE_CHECKING, Protocol, Self
 
 from tvmsep.contracts import Config, Task, Trial, Workload
+from tvmsep.contracts.config import OPTIONAL
 from tvmsep.contracts.trial import BLAMELESS
 from tvmsep.measure.network import NetworkTimes
 from tvmsep.measure.results import Board, Built, Failed, Measured
@@ -213,7 +214,8 @@ class NullBoard(Offline):
 def formula(task: Task, config: Config) -> float:
     """Seconds: one optimum a task, and ripples that no neighbour shares."""
     seconds = max(task.workload.flops, 1000) / (PEAK_FLOPS * task.threads)
-    for i, (_, value) in enumerate(sorted(config.items())):
+    always = sorted((k, v) for k, v in config.items() if k not in OPTIONAL)
+    for i, (_, value) in enumerate(always):
         steps = math.log2(max(value, 1)) - 1.5 - 0.5 * i if isinstance(value, int) else len(value)
         seconds *= 1 + 0.1 * abs(steps)
     return seconds * (1 + 0.02 * zlib.crc32(config.key.encode()) / 2**32)

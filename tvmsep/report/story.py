@@ -13,6 +13,7 @@ from datetime import datetime
 import msgspec
 
 from tvmsep.contracts import Config, Target, Trial, Workload
+from tvmsep.contracts.config import OPTIONAL
 from tvmsep.logs import Best, best_trials
 from tvmsep.report.codes import fastest_forms, places, winner
 from tvmsep.report.curves import Curve, curve, wall_time
@@ -324,18 +325,20 @@ def _knobs(
         wins: Counter[tuple[str, str]] = Counter()
         for at, task in enumerate(mine):
             best: dict[tuple[str, str], float] = {}
-            mentioned = dict.fromkeys(knob for t in groups[keys[task.id]] for knob in t.config)
-            for t in groups[keys[task.id]]:
+            trials = groups[keys[task.id]]
+            off = {k: 0 for k in OPTIONAL if any(k in t.config for t in trials)}
+            for t in trials:
                 if t.phase == "search" and t.failure is None and t.times_s:
-                    for knob in mentioned:
-                        pair = knob, str(t.config.get(knob, 0))
+                    for knob, value in ({**t.config, **off} | t.config).items():
+                        pair = knob, str(value)
                         best[pair] = min(best.get(pair, math.inf), t.median_s)
             lowest = min(best.values(), default=math.inf)
             for pair, seconds in best.items():
                 row = cells.setdefault(pair, [None] * len(mine))
                 row[at] = lowest / seconds
             winner = winners.get(keys[task.id])
-            wins.update((k, str(v)) for k, v in (winner.config if winner else {}).items())
+            won = {**winner.config, **off} | dict(winner.config) if winner else {}
+            wins.update((k, str(v)) for k, v in won.items())
         knobs = list(dict.fromkeys(knob for knob, _ in cells))
         order = sorted(cells, key=lambda p: (knobs.index(p[0]), _natural(p[1])))
         if order:

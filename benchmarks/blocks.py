@@ -1,0 +1,88 @@
+"""What a choice of the channel block for each tensor could gain, at most.
+
+    python benchmarks/blocks.py mobilenet_v1 mobilenet_v2 --target x86-avx2 --threads 1
+
+The network in several layouts, each all through, takes turns with itself, kernels timed between
+clock readings. If every kernel could have the layout that suits it, and conversions cost nothing,
+the network would take the sum of each one's least time: that bounds what choosing a block for each
+tensor can gain over the best of the layouts for all. The least of several noisy times is less than
+each kernel's own: the layout that is least is chosen in one half of the rounds and timed in the
+other. Kernels run their defaults.
+"""
+
+from __future__ import annotations
+
+import argparse
+from collections import defaultdict
+
+import numpy as np
+from numpy.typing import NDArray
+
+from tvmsep.api import choose_configs, prepare
+from tvmsep.graph import Plan
+from tvmsep.graph.plan import layouts as known_layouts
+from tvmsep.measure import Failed, Farm
+from tvmsep.targets import load_target
+
+
+def main() -> None:
+    """Time the layouts and print the bound."""
+    parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
+    parser.add_argument("models", nargs="+")
+    parser.add_argument("--target", default="x86-avx2")
+    parser.add_argument("--threads", type=int, default=1)
+    parser.add_argument("--rounds", type=int, default=24)
+    parser.add_argument("--layouts", help="as nchw8c,nchw16c; by default all that the target has")
+    args = parser.parse_args()
+    target = load_target(args.target)
+    names = args.layouts.split(",") if args.layouts else list(known_layouts(target))
+    for model in args.models:
+        made = [prepare(model, target=target, threads=args.threads, layout=x) for x in names]
+        plans = [p.plans[args.threads] for p in made]
+        configs = [choose_configs(m, p, {})[0] for m, p in zip(made, plans, strict=True)]
+        with Farm(target) as farm:
+            answer = farm.run_networks(plans, configs, rounds=args.rounds)
+        if isinstance(answer, Failed):
+            raise SystemExit(f"{answer.failure}: {answer.detail}")
+        print(f"{model}, {args.threads} thread(s), {target.name}")
+        show(
+            names, [in_layers(p, s, args.rounds) for p, s in zip(plans, answer.steps, strict=True)]
+        )
+
+
+Times = dict[str, NDArray[np.float64]]
+"""Of each layer, in each round."""
+
+
+def in_layers(plan: Plan, steps: NDArray[np.float64], rounds: int) -> Times:
+    """Seconds of each layer's kernels in each round; what moves values alone is one layer."""
+    each = np.median(np.asarray(steps).reshape(rounds, -1, len(plan.steps)), axis=1)
+    found: Times = defaultdict(lambda: np.zeros(rounds))
+    for k, step in enumerate(plan.steps):
+        w = step.workload
+        moves = w is None or w.op in ("pack", "unpack", "eltwise", "channels")
+        found["moves" if w is None or moves else w.label] += each[:, k]
+    return found
+
+
+def show(names: list[str], times: list[Times]) -> None:
+    """Sums of each layout, and of the least of each layer."""
+    layers = list(dict.fromkeys(label for t in times for label in t))
+    rounds = len(next(iter(times[0].values())))
+    zero = np.zeros(rounds)
+    whole = np.array([[t.get(label, zero) for label in layers] for t in times])
+    for name, sums in zip(names, whole.sum(axis=1), strict=True):
+        ratio = np.median(sums / whole[0].sum(axis=0))
+        print(f"  {name:9} {np.median(sums) * 1e3:7.3f} ms, {ratio:.3f} of {names[0]}, paired")
+    bounds = []
+    for seen in (slice(0, None, 2), slice(1, None, 2)):
+        rest = slice(1 - seen.start, None, 2)
+        least = np.median(whole[:, :, seen], axis=2).argmin(axis=0)
+        chosen = whole[least, np.arange(len(layers))][:, rest].sum(axis=0)
+        best = np.median(whole.sum(axis=1)[:, seen], axis=1).argmin()
+        bounds.append(np.median(chosen / whole[best].sum(axis=0)[rest]))
+    print(f"  each layer's own {np.mean(bounds):.3f} of the best one for all, conversions free")
+
+
+if __name__ == "__main__":
+    main()
