@@ -27,9 +27,9 @@ from tvmsep.compare.changes import changes
 from tvmsep.compare.engines import OURS, Engine, Job, require
 from tvmsep.compare.rounds import Entrant, play
 from tvmsep.compare.seat import Seat
-from tvmsep.contracts import InputError, Workload
+from tvmsep.contracts import Config, InputError, Task, Workload
 from tvmsep.contracts.words import counted
-from tvmsep.schedules import template_for
+from tvmsep.schedules import TEMPLATES, template_for
 from tvmsep.targets import load_target
 
 MODEL = "mobilenet_v1:width=0.25,resolution=32"
@@ -393,6 +393,24 @@ def test_configs_are_read_and_checked(prepared: api.Prepared) -> None:
     for wrong in ("tile_q=1", "1", next(iter(default.config)) + "=12345", "depthwise"):
         with pytest.raises(InputError):
             kernels.choose([wrong], task, target)
+
+
+def test_a_configs_line_is_that_config_where_knobs_are_left_out() -> None:
+    w = Workload(op="pointwise", ic=160, ih=7, iw=7, oc=960, in_block=8, out_block=8)
+    target = load_target("x86-avx2")
+    task = Task(workload=w, target=target.name, threads=1, template="pointwise")
+    space = TEMPLATES["pointwise"].space(w, target, 1)
+    default = TEMPLATES["pointwise"].default(w, target, 1)
+    assert default["prefetch"] == 2
+    configs = space.configs()
+    for config in (default, Config(default, prefetch=0), configs[0], configs[-1]):
+        assert kernels.read_config(config.key, task, target) == config
+    assert kernels.read_config("unroll=4", task, target) == Config(default, unroll=4)
+    assert kernels.read_config("prefetch=0", task, target) == Config(default, prefetch=0)
+    # One knob alone that leaves no panel to ask for.
+    assert "prefetch" not in kernels.read_config("loop=px", task, target)
+    with pytest.raises(InputError, match="not valid"):
+        kernels.read_config("loop=px prefetch=2", task, target)
 
 
 def test_diff_shows_loops_and_the_hot_loop(folder: Path) -> None:
