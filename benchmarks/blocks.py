@@ -3,22 +3,23 @@
     python benchmarks/blocks.py mobilenet_v1 mobilenet_v2 --target x86-avx2 --threads 1
 
 The network in several layouts, each all through, takes turns with itself, kernels timed between
-clock readings. If every kernel could have the layout that suits it, and conversions cost nothing,
-the network would take the sum of each one's least time: that bounds what choosing a block for each
-tensor can gain over the best of the layouts for all. The least of several noisy times is less than
-each kernel's own: the layout that is least is chosen in one half of the rounds and timed in the
-other. Kernels run their defaults.
+clock readings, each layout in a process of its own. If every kernel could have the layout that
+suits it, and conversions cost nothing, the network would take the sum of each one's least time:
+that bounds what choosing a block for each tensor can gain over the best of the layouts for all. The
+least of several noisy times is less than each kernel's own: the layout that is least is chosen in
+one half of the turns and timed in the other. Kernels run their defaults.
 """
 
 from __future__ import annotations
 
 import argparse
 from collections import defaultdict
+from collections.abc import Sequence
 
 import numpy as np
 from numpy.typing import NDArray
 
-from tvmsep.api import choose_configs, prepare
+from tvmsep.api import Prepared, choose_configs, prepare
 from tvmsep.graph import Plan
 from tvmsep.graph.plan import layouts as known_layouts
 from tvmsep.measure import Failed, Farm
@@ -31,27 +32,38 @@ def main() -> None:
     parser.add_argument("models", nargs="+")
     parser.add_argument("--target", default="x86-avx2")
     parser.add_argument("--threads", type=int, default=1)
-    parser.add_argument("--rounds", type=int, default=24)
+    parser.add_argument("--turns", type=int, default=6)
     parser.add_argument("--layouts", help="as nchw8c,nchw16c; by default all that the target has")
     args = parser.parse_args()
     target = load_target(args.target)
     names = args.layouts.split(",") if args.layouts else list(known_layouts(target))
     for model in args.models:
         made = [prepare(model, target=target, threads=args.threads, layout=x) for x in names]
-        plans = [p.plans[args.threads] for p in made]
-        configs = [choose_configs(m, p, {})[0] for m, p in zip(made, plans, strict=True)]
-        with Farm(target) as farm:
-            answer = farm.run_networks(plans, configs, rounds=args.rounds)
-        if isinstance(answer, Failed):
-            raise SystemExit(f"{answer.failure}: {answer.detail}")
+        turns = [[once(one, args.threads, ROUNDS) for one in made] for _ in range(args.turns)]
         print(f"{model}, {args.threads} thread(s), {target.name}")
-        show(
-            names, [in_layers(p, s, args.rounds) for p, s in zip(plans, answer.steps, strict=True)]
-        )
+        show(names, [joined(each) for each in zip(*turns, strict=True)])
 
 
+ROUNDS = 4
+"""Of a turn."""
 Times = dict[str, NDArray[np.float64]]
-"""Of each layer, in each round."""
+"""Of each layer, in each round or turn."""
+
+
+def once(prepared: Prepared, threads: int, rounds: int) -> Times:
+    """One layout's turn: its weights differ from the others', so it has a session of its own."""
+    plan = prepared.plans[threads]
+    configs = choose_configs(prepared, plan, {})[0]
+    with Farm(prepared.target) as farm:
+        answer = farm.run_networks([plan], [configs], rounds=rounds)
+    if isinstance(answer, Failed):
+        raise SystemExit(f"{answer.failure}: {answer.detail}")
+    return in_layers(plan, answer.steps[0], rounds)
+
+
+def joined(turns: Sequence[Times]) -> Times:
+    """The median of each turn."""
+    return {label: np.array([np.median(t[label]) for t in turns]) for label in turns[0]}
 
 
 def in_layers(plan: Plan, steps: NDArray[np.float64], rounds: int) -> Times:

@@ -14,7 +14,7 @@ shipped, whose configs shall go on meaning what they meant."""
 
 
 class Config(Mapping[str, Value]):
-    """One value per knob: frozen, ordered, hashable, printable.
+    """One value per knob, but for optional ones that are off: frozen, ordered, hashable, printable.
 
     >>> Config(tile_p=14, order="px").key
     'tile_p=14 order=px'

@@ -16,7 +16,8 @@ class Template(Protocol):
     """Maths, space, and how a config becomes s_tir primitives. One object a file.
 
     `name` and `version` go into every log line: raise `version` whenever the code a config
-    makes changes, so that old measurements are not taken for new ones.
+    makes changes, so that old measurements are not taken for new ones. A knob that is new, and
+    whose 0 makes the code of before, needs none if it is in `config.OPTIONAL`.
     """
 
     name: str
