@@ -41,9 +41,8 @@ def main() -> None:
     if args.turns < 2:
         parser.error("--turns: at least 2, one to choose in and one to time in")
     for model in args.models:
-        made = [
-            prepare(model, target=target, threads=args.threads, layout=layout(x)) for x in names
-        ]
+        how = {"target": target, "threads": args.threads}
+        made = [prepare(model, layout=layout(x), **how) for x in names]
         turns = [[once(one, args.threads, ROUNDS) for one in made] for _ in range(args.turns)]
         print(f"{model}, {args.threads} thread(s), {target.name}")
         show(names, [joined(each) for each in zip(*turns, strict=True)])
@@ -89,15 +88,15 @@ def in_layers(plan: Plan, steps: NDArray[np.float64], rounds: int) -> Times:
 
 def show(names: list[str], times: list[Times]) -> None:
     """Sums of each layout, and of the least of each layer."""
-    layers = list(dict.fromkeys(label for t in times for label in t))
-    rounds = len(next(iter(times[0].values())))
-    zero = np.zeros(rounds)
-    whole = np.array([[t.get(label, zero) for label in layers] for t in times])
+    layers = list(times[0])
+    if any(set(t) != set(layers) for t in times):
+        raise SystemExit("these layouts have different layers: they do not compare one by one")
+    whole = np.array([[t[label] for label in layers] for t in times])
     for name, sums in zip(names, whole.sum(axis=1), strict=True):
         ratio = np.median(sums / whole[0].sum(axis=0))
         print(f"  {name:9} {np.median(sums) * 1e3:7.3f} ms, {ratio:.3f} of {names[0]}, paired")
-    least = np.median(whole, axis=2).min(axis=0).sum()
-    hopeful = least / np.median(whole.sum(axis=1), axis=1).min()
+    middle = np.median(whole, axis=2)
+    hopeful = middle.min(axis=0).sum() / middle.sum(axis=1).min()
     held = []
     for seen in (slice(0, None, 2), slice(1, None, 2)):
         rest = slice(1 - seen.start, None, 2)

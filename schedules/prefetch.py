@@ -8,8 +8,8 @@ the tiles of a panel ask for the lines of the one that comes next, each for its 
 
 On Zen 3, inside MobileNetV2, the 7x7 layers took 0.82 to 0.92 of their time with it, those of 14x14
 0.92 to 0.99 (docs/prefetch.md). Many lines must be asked for between the multiply-adds, a few a
-step: 18 to 80 of them at a tile's begin gained half as much or lost 7 %, since a core has places for
-some 20 misses. Few are best asked for there: inside the loops they cost 14x14 layers 1 to 5 %.
+step: 18 to 80 of them at a tile's begin gained half as much or lost 7 %, since a core has places
+for some 20 misses. Few are best asked for there: inside the loops they cost 14x14 layers 1 to 5 %.
 """
 
 from __future__ import annotations
