@@ -48,7 +48,7 @@ def lower(mod: IRModule, target: Target) -> IRModule:
             mod = schedule_rest_cuda(mod, target)
         else:
             mod = cut_loops(accept_unaligned_inputs(schedule_rest(mod, target)))
-        return run(
+        mod = run(
             mod,
             rt.ToNonDataflow(),
             rt.RemovePurityChecking(),
@@ -59,8 +59,32 @@ def lower(mod: IRModule, target: Target) -> IRModule:
             rt.LowerRuntimeBuiltin(),
             rt.ComputePrimValue(),
             rt.VMShapeLower(),
-            rt.AttachGlobalSymbol(),
         )
+        return _attach_symbols(mod)
+
+
+def _attach_symbols(mod: IRModule) -> IRModule:
+    """Give each function its symbol, with the prefix of a module that has one (`SYSTEM_LIB`).
+
+    Where there is a prefix TVM renames what functions call, and cannot copy a call whose argument
+    is a call that gives a pointer, as a prefetch is. Kernels call no function of the module: the
+    pass does not see their bodies.
+    """
+    from tvm import tirx
+    from tvm.relax import transform as rt
+
+    prefix = str((mod.attrs or {}).get(SYSTEM_LIB, ""))
+    bodies = {}
+    for var, func in list(mod.functions_items()):
+        if isinstance(func, tirx.PrimFunc):
+            bodies[prefix + var.name_hint] = func.body
+            mod[var] = func.with_body(tirx.Evaluate(0))
+    mod = rt.AttachGlobalSymbol()(mod)
+    for var, func in list(mod.functions_items()):
+        if isinstance(func, tirx.PrimFunc):
+            name = var.name_hint
+            mod[var] = func.with_body(bodies[name if name in bodies else prefix + name])
+    return mod
 
 
 def _check_legal(mod: IRModule) -> None:
