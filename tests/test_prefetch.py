@@ -151,3 +151,21 @@ def test_a_bundles_text_is_read_again() -> None:
     assert "llvm.prefetch" in text
     again = from_source(text)
     assert again.script() == text
+
+
+def test_symbols_with_a_prefix_leave_the_prefetches() -> None:
+    """On any host: TVM's renaming alone cannot copy such a call."""
+    from tvm import tirx
+
+    from tvmsep.api import choose_configs, prepare
+    from tvmsep.compiler import SYSTEM_LIB, emit, lower
+
+    prepared = prepare("mobilenet_v1:width=0.25,resolution=128", target="x86-avx2", threads=1)
+    plan = prepared.plans[1]
+    module = emit(plan, prepared.target, choose_configs(prepared, plan, {})[0])
+    lowered = lower(module.with_attr(SYSTEM_LIB, "net_"), prepared.target)
+    kernels = {v.name_hint: f for v, f in lowered.functions_items() if isinstance(f, tirx.PrimFunc)}
+    assert kernels
+    assert all(name.startswith("net_") for name in kernels)
+    assert all(f.attrs["global_symbol"] == name for name, f in kernels.items())
+    assert any("llvm.prefetch" in f.script() for f in kernels.values())
