@@ -26,10 +26,26 @@ def divisors(n: int, limit: int | None = None) -> tuple[int, ...]:
     return tuple(d for d in range(1, min(n, limit or n) + 1) if n % d == 0)
 
 
-def accumulator_limit(t: Target, tile_oc: int) -> int:
-    """Vector accumulators that fit beside the weights (and a broadcast where one is needed)."""
+def accumulator_limit(t: Target, tile_p: int, tile_oc: int) -> int:
+    """Vector accumulators that fit beside the operands of a register tile.
+
+    Those are the weights, and a broadcast where one is needed. Where registers are few the smaller
+    side is held, weights or broadcasts, and the other one passes by (`pixels_first`).
+    """
+    if few_registers(t):
+        return t.vector_registers - min(tile_p, tile_oc) - 1
     spare = tile_oc + (0 if t.broadcast_operand and tile_oc == 1 else 1)
     return t.vector_registers - spare
+
+
+def pixels_first(t: Target, tile_p: int, tile_oc: int) -> bool:
+    """Whether a register tile's pixels run outermost, so that a broadcast is used up at once.
+
+    Otherwise LLVM keeps one for each pixel in a register, beside one vector of weights.
+    """
+    if t.broadcast_operand or t.lane_operand or tile_p < tile_oc:
+        return False
+    return (tile_p + 1) * (tile_oc + 1) > t.vector_registers
 
 
 def few_registers(t: Target) -> bool:
@@ -57,10 +73,11 @@ def tile_cost(t: Target, block: int, tile_p: int, tile_oc: int, *, folds: bool =
     folded = folds and t.broadcast_operand and tile_oc == 1
     scalars = acc if folded else tile_p
     loads = max(1.0, (tile_oc + scalars) / acc * rate / 2)
-    if few_registers(t):  # on Zen 3 none of those beyond what hides the latency gained anything
-        spill = 1.0 + max(0, acc - 12) * 0.1
-        margin = 0.01 * acc
-    elif t.vector_registers >= 32:
+    if few_registers(t):  # all loads are instructions: Zen 3 does no more than 1.5 a cycle
+        loads = (tile_p + tile_oc) / acc
+        apart = 0.02 * max(0, 12 - acc) + 0.05 * max(0, acc - 12)
+        return max(stall, loads * rate / 1.5) * (1 + apart + 0.3 * loads)
+    if t.vector_registers >= 32:
         live = acc + tile_oc + (1 if folded else tile_p)
         spill = 1.0 + max(0, live - t.vector_registers) * 0.1
         want = 2 * t.fma_latency_cycles * rate  # no slack is left with half of it
@@ -70,6 +87,18 @@ def tile_cost(t: Target, block: int, tile_p: int, tile_oc: int, *, folds: bool =
         spill = 1.0 + max(0, acc - 12) * 0.1
         margin = 0.3 / acc
     return stall * loads * spill * (1 + margin)
+
+
+def unrolled_channels(w: Workload, t: Target) -> int:
+    """Input channels that are unrolled by default: a block where multiply-adds take its lanes.
+
+    Where registers are few, up to eight: LLVM leaves the loop over a block alone where a tile has
+    more than eight accumulators, and its exit is mispredicted once a block. With twelve the loop
+    cost 25 to 40 % of a layer on Zen 3 inside networks. Elsewhere that is left to LLVM.
+    """
+    if t.lane_operand:
+        return w.in_block
+    return max(u for u in (1, 2, 4, 8) if w.in_block % u == 0) if few_registers(t) else 1
 
 
 def _lane_tile_cost(t: Target, block: int, tile_p: int, tile_oc: int) -> float:
@@ -198,8 +227,7 @@ def register_tile(
         reduce_order: names of the reduction axes, outermost first.
         unroll: factor by which a reduction axis is unrolled; 0 means wholly; absent means not.
         vector_axis: position of the vectorised axis among the block's spatial axes.
-        pixels_first: run the tile's last axis outermost, so that a broadcast scalar is used up
-            at once; otherwise LLVM keeps one for each pixel in a register.
+        pixels_first: run the tile's last axis outermost, see the function of that name.
         by_lane: load the first operand's part of a step of the innermost serial loop as vectors,
             whose lanes the multiply-adds take.
 

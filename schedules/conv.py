@@ -120,7 +120,7 @@ class Conv:
 
         def valid(c: Mapping[str, Any]) -> bool:
             tile = c["tile_w"] * c["tile_oc"]
-            if not floor <= tile <= accumulator_limit(t, c["tile_oc"]):
+            if not floor <= tile <= accumulator_limit(t, c["tile_w"], c["tile_oc"]):
                 return False
             return int(c["chunks"]) in _chunks(w, c["loop"], c["tile_oc"])
 
@@ -145,7 +145,7 @@ class Conv:
             (a, b)
             for a in divisors(w.ow, t.vector_registers)
             for b in divisors(per_group, 4)
-            if a * b <= accumulator_limit(t, b)
+            if a * b <= accumulator_limit(t, a, b)
         ]
         costs = {p: tile_cost(t, w.out_block, *p, folds=False) for p in pairs}
         tile_w, tile_oc = min(pairs, key=lambda p: (costs[p], p[0]))

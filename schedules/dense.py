@@ -72,7 +72,8 @@ class Dense:
         """Tiles that fit the registers."""
 
         def valid(c: Mapping[str, Any]) -> bool:
-            fits = c["tile_n"] * c["tile_oc"] <= accumulator_limit(t, c["tile_oc"])
+            tile_n, tile_oc = c["tile_n"], c["tile_oc"]
+            fits = tile_n * tile_oc <= accumulator_limit(t, tile_n, tile_oc)
             return bool(fits and (w.out_blocks // c["tile_oc"]) % c["chunks"] == 0)
 
         return Space(

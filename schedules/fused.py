@@ -34,11 +34,13 @@ from tvmsep.schedules.common import (
     epilogue_inputs,
     finish_tile,
     item_bytes,
+    pixels_first,
     prim_func,
     product_tile,
     register_tile,
     summed,
     tile_cost,
+    unrolled_channels,
 )
 from tvmsep.schedules.depthwise import padded_read
 from tvmsep.schedules.epilogue import finish
@@ -126,7 +128,6 @@ class Fused:
         """Tiles of rows that leave half of L2 free, and the register tiles that promise most."""
         rows = _row_tiles(w, t)
         good = _register_tiles(w, t)
-        unrolls = (1, 4) if w.dtype == "float32" else (1, 4, 8)
 
         def valid(c: Mapping[str, Any]) -> bool:
             if (c["tile_h"], c["tile_w"], c["tile_oc"]) not in good or c["rows"] % c["tile_h"]:
@@ -144,7 +145,7 @@ class Fused:
                 "tile_w": tuple(sorted({x for _, x, _ in good})),
                 "tile_oc": tuple(sorted({o for _, _, o in good})),
                 "loop": ("oc", "px"),
-                "unroll": tuple(u for u in unrolls if w.in_block % u == 0),
+                "unroll": tuple(u for u in (1, 4, 8) if w.in_block % u == 0),
                 **({"prefetch": (0, 2)} if may_prefetch(w) else {}),
             },
             valid,
@@ -172,7 +173,7 @@ class Fused:
             tile_w=tile_w,
             tile_oc=tile_oc,
             loop="oc",
-            unroll=w.in_block if t.lane_operand else 1,
+            unroll=unrolled_channels(w, t),
         )
         return Config(found, prefetch=2 if prefetches(w, t) and _has_next(w, found) else 0)
 
@@ -190,10 +191,9 @@ class Fused:
         order = (oo, ho, wo) if c["loop"] == "oc" else (ho, wo, oo)  # 4.
         sch.reorder(n, chunk, tile, *order, oi, hi, wi, o)
         sch.parallel(sch.fuse(n, chunk))  # 1.
-        crowded = (tile_h * tile_w + 1) * (tile_oc + 1) > t.vector_registers
         product_tile(  # 3.
             sch, order[-1], ("io", "ii"), {"ii": c.int("unroll")}, vector_axis=4,
-            pixels_first=crowded and not (t.broadcast_operand or t.lane_operand),
+            pixels_first=pixels_first(t, tile_h * tile_w, tile_oc),
             by_lane=t.lane_operand and c.int("unroll") == w.in_block,
         )  # fmt: skip
         finish_tile(sch, (oi, hi, wi), o)
@@ -245,7 +245,7 @@ def _register_tiles(w: Workload, t: Target) -> dict[tuple[int, int, int], float]
         for h in divisors(w.oh, 2)
         for x in divisors(w.ow, t.vector_registers)
         for o in divisors(w.out_blocks, 6)
-        if h * x * o <= accumulator_limit(t, o)
+        if h * x * o <= accumulator_limit(t, h * x, o)
     }
     single = min((tile for tile in costs if tile[0] == 1), key=lambda tile: costs[tile])
     limit = _SLACK * min(costs.values())

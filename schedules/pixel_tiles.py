@@ -6,12 +6,11 @@ computes some of its neighbour's pixels again.
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable
 from typing import Any
 
 from tvmsep.contracts import Config, Target, Workload
-from tvmsep.schedules.common import divisors, few_registers, item_bytes
+from tvmsep.schedules.common import divisors, few_registers
 
 
 def pixel_run(w: Workload) -> int:
@@ -28,22 +27,8 @@ def pixel_tiles(w: Workload, t: Target) -> tuple[int, ...]:
     if not few_registers(t) or (w.sh, w.sw) != (1, 1):
         return even
     pixels = w.oh * w.ow
-    uneven = [p for p in (4, 5, 6) if p < pixels and tiles_of(w, p) * p <= pixels * 9 / 8]
+    uneven = [p for p in (3, 4, 5, 6) if p < pixels and tiles_of(w, p) * p <= pixels * 9 / 8]
     return tuple(sorted({*even, *uneven}))
-
-
-def few_cost(w: Workload, t: Target, tile_p: int, tile_oc: int) -> float:
-    """What a register tile costs beside its multiply-adds, relative, where registers are few.
-
-    Some 100 cycles surround a tile: its loop, the epilogue, a mispredicted branch. Pixels that
-    begin or end within a cache line cost a little, and so do tiles that do not divide the pixels.
-    Fitted to 3000 configs of four networks on Zen 3.
-    """
-    tile, line = tile_p * item_bytes(w) * w.in_block * w.in_run, 64
-    split_lines = (line - math.gcd(tile, line)) / tile
-    around = 100 * t.fma_per_cycle / (w.ic * tile_p * tile_oc)
-    uneven = 1.08 if pixel_run(w) % tile_p else 1.0
-    return (1 + around) * (1 + 0.2 * split_lines) * uneven
 
 
 def tile_of(c: Config) -> int:

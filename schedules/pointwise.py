@@ -39,9 +39,6 @@ Why it is fast
     begins earlier computes 6 % twice and was 15 to 35 % faster on Zen 3.
 
 Tried and lost
-    As a default, six by two on AVX2, 12 accumulators and two loads for three multiply-adds: 98 % of
-    the peak out of L1, as 4 by 2 and 5 by 2 reach; over whole layers 5 to 30 % slower than 4 by 2,
-    whose pixels are a pair of cache lines.
     Input channels in blocks of 128, 256 or 512, sums of a block kept in L1 (hand-written loops, six
     layers of MobileNets, panels from L3): within 3 % of whole channels either way. The hardware
     prefetches a panel that is larger than L1 as fast as it is used.
@@ -62,15 +59,16 @@ from tvmsep.schedules.common import (
     few_registers,
     finish_tile,
     item_bytes,
+    pixels_first,
     prim_func,
     product_tile,
     summed,
     tile_cost,
+    unrolled_channels,
 )
 from tvmsep.schedules.epilogue import finish
 from tvmsep.schedules.halves import fits_by_halves, tile_by_halves
 from tvmsep.schedules.pixel_tiles import (
-    few_cost,
     pixel_run,
     pixel_tiles,
     places,
@@ -150,8 +148,7 @@ class Pointwise:
             return tiles_of(w, c["tile_p"]), w.out_blocks // c["tile_oc"]
 
         def valid(c: Mapping[str, Any]) -> bool:
-            acc = c["tile_p"] * c["tile_oc"]
-            if acc > accumulator_limit(t, c["tile_oc"]):
+            if not _fits(t, c["tile_p"], c["tile_oc"]):
                 return False
             if c.get("loads") == "halves" and not (
                 c["unroll"] == w.in_block and fits_by_halves(w, t, c["tile_p"], c["tile_oc"])
@@ -199,7 +196,7 @@ class Pointwise:
                 "tile_oc": tile_oc,
                 "loop": loops,
                 "chunks": tuple(chunk_domain) or (1,),
-                "unroll": tuple(u for u in _unrolls(w) if w.in_block % u == 0),
+                "unroll": tuple(u for u in (1, 2, 4, 8) if w.in_block % u == 0),
                 **({"prefetch": (0, 2)} if may_prefetch(w) else {}),
                 **({"loads": ("whole", "halves")} if _by_hand(t) else {}),
             },
@@ -214,7 +211,7 @@ class Pointwise:
             tiles = tiles_of(w, p) * (w.out_blocks // o) * w.n
             balance = -(-tiles // threads) * threads / tiles * (tiles_of(w, p) * p / pixels)
             slow = 1.2 if _by_hand(t) and not fits_by_halves(w, t, p, o) else 1.0
-            slow *= few_cost(w, t, p, o) if few_registers(t) else 1.0
+            slow *= 1.015 if pixel_run(w) % p else 1.0
             return (tile_cost(t, w.out_block, p, o) * balance * slow, -p)
 
         tiles = [
@@ -227,7 +224,7 @@ class Pointwise:
         ahead = prefetches(w, t) and min(tiles_of(w, tile_p), w.out_blocks // tile_oc) > 1
         near = weights <= t.l2_bytes // 2 and not ahead
         rows = w.out_split == "rows" if threads > 1 else near
-        loop, chunks, unroll = "px" if rows else "oc", 1, _unroll(w, t, tile_p * tile_oc)
+        loop, chunks, unroll = "px" if rows else "oc", 1, unrolled_channels(w, t)
         if rows and few_registers(t) and w.ic < _SHORT:  # plain loops over short tiles
             least, most = max(2, threads), tiles_of(w, tile_p)
             counts = [c for c in _chunk_counts(threads) if c >= least and most % c == 0]
@@ -259,7 +256,7 @@ class Pointwise:
             for chunks in _scaled_chunks(w, t, threads, loop, *tile)
         ]
         (tile_p, tile_oc), chunks = min(choices, key=lambda choice: worth(*choice))
-        unroll = _unroll(w, t, tile_p * tile_oc)
+        unroll = unrolled_channels(w, t)
         loads = _loads(w, t, tile_p, tile_oc)
         found = Config(
             tile_p=tile_p, tile_oc=tile_oc, loop=loop, chunks=chunks, unroll=unroll, **loads
@@ -303,10 +300,9 @@ class Pointwise:
             self._scale(sch, w, chunk)  # no block moves once the tile is a call
             tile_by_halves(sch, acc, tile_p, tile_oc)
         else:
-            crowded = (tile_p + 1) * (tile_oc + 1) > t.vector_registers
             product_tile(
                 sch, at, ("io", "ii"), {"ii": c.int("unroll")}, vector_axis=3,
-                pixels_first=crowded and not (t.broadcast_operand or t.lane_operand),
+                pixels_first=pixels_first(t, tile_p, tile_oc),
                 by_lane=t.lane_operand and c.int("unroll") == w.in_block,
             )  # fmt: skip
             self._scale(sch, w, chunk)
@@ -338,23 +334,6 @@ class Pointwise:
             scaled = sch.get_sblock("scaled")
             sch.compute_at(scaled, chunk)
             sch.vectorize(sch.get_loops(scaled)[-1])
-
-
-def _unrolls(w: Workload) -> tuple[int, ...]:
-    """Channels that may be unrolled: up to four, or a vector's eight in float16."""
-    return (1, 2, 4) if w.dtype == "float32" else (1, 2, 4, 8)
-
-
-def _unroll(w: Workload, t: Target, accumulators: int) -> int:
-    """The default: a block where multiply-adds take lanes, two where registers are full.
-
-    Those of four by three, or if there are few channels: 3 to 11 % faster on Zen 3 than LLVM's own
-    unrolling. Of four by two, two at a time were up to 62 % slower.
-    """
-    if t.lane_operand:
-        return w.in_block
-    two = few_registers(t) and w.in_block % 2 == 0 and (accumulators >= 12 or w.ic <= 32)
-    return 2 if two else 1
 
 
 def _chunk_counts(threads: int) -> tuple[int, ...]:
@@ -418,7 +397,7 @@ def _loads(w: Workload, t: Target, tile_p: int, tile_oc: int) -> dict[str, str]:
 
 
 def _fits(t: Target, tile_p: int, tile_oc: int) -> bool:
-    return tile_p * tile_oc <= accumulator_limit(t, tile_oc)
+    return tile_p * tile_oc <= accumulator_limit(t, tile_p, tile_oc)
 
 
 TEMPLATE = Pointwise()
