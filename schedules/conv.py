@@ -27,6 +27,7 @@ from tvmsep.schedules.common import (
     accumulator_limit,
     divisors,
     epilogue_inputs,
+    few_registers,
     finish_tile,
     item_bytes,
     prim_func,
@@ -159,14 +160,15 @@ class Conv:
             far = loop == "rows" and not heavy and image // c > t.l2_bytes // 4
             return (waste, far, c)
 
+        spills = t.lane_operand or few_registers(t)
         return Config(
             tile_w=tile_w,
             tile_oc=tile_oc,
             loop=loop,
             chunks=min(_chunks(w, loop, tile_oc), key=cost),
             order="px" if heavy else "oc",
-            # With the scalars of all taps in registers NEON spills.
-            unroll="all" if _reduction(w) <= _SHORT and not t.lane_operand else "kw",
+            # The scalars of all taps do not fit; on Zen 3 four by two took 1.5 times so.
+            unroll="kw" if _reduction(w) > _SHORT or spills else "all",
         )
 
     def apply(self, sch: s_tir.Schedule, w: Workload, t: Target, c: Config) -> None:
