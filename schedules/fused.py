@@ -44,6 +44,7 @@ from tvmsep.schedules.common import (
 )
 from tvmsep.schedules.depthwise import padded_read
 from tvmsep.schedules.epilogue import finish
+from tvmsep.schedules.pixel_tiles import UNEVEN, places_in, tiles_in
 from tvmsep.schedules.prefetch import may_prefetch, prefetch_next, prefetches
 
 if TYPE_CHECKING:
@@ -107,10 +108,11 @@ class Fused:
             ).astype(w.dtype),
             name="mid",
         )
-        shape = (w.n, w.out_blocks, w.oh, w.ow, w.out_block)
+        place = places_in(w.ow, _columns(c))
+        shape = (w.n, w.out_blocks, w.oh, _across(w, c) * _columns(c), w.out_block)
         acc = summed(
             w, shape, w.in_blocks, [ii],
-            lambda n, ob, h, col, o, io: mid[n, io, h, col, ii] * wt[ob, io * bi + ii, o],
+            lambda n, ob, h, col, o, io: mid[n, io, h, place(col), ii] * wt[ob, io * bi + ii, o],
         )  # fmt: skip
         out = te.compute(
             shape,
@@ -118,7 +120,7 @@ class Fused:
                 w.epilogue,
                 acc[n, ob, h, col, o],
                 bias[ob, o] if bias is not None else None,
-                res[n, ob, h * w.ow + col, o] if res is not None else None,
+                res[n, ob, h * w.ow + place(col), o] if res is not None else None,
             ).astype(w.dtype),
             name="out",
         )
@@ -204,17 +206,31 @@ class Fused:
         finish_tile(sch, (pixel,), lane)
         if "prefetch" in c:  # 5.
             row, column = (sch.get(loop).loop_var for loop in (ho, wo))
-            across = w.ow // tile_w
+            across = _across(w, c)
             prefetch_next(
                 sch, w, wo, sch.get(oo).loop_var, c.int("rows") // tile_h * across,
                 row * across + column, tile_oc, c.int("prefetch"),
             )  # fmt: skip
-        sch.transform_layout(out, ("write", 0), lambda n, c, h, x, i: (n, c, h * w.ow + x, i))
+        place = places_in(w.ow, tile_w)
+        sch.transform_layout(
+            out, ("write", 0), lambda n, c, h, x, i: (n, c, h * w.ow + place(x), i),
+            assume_injective_transform=w.ow % tile_w > 0,
+        )  # fmt: skip
+
+
+def _columns(c: Mapping[str, Any]) -> int:
+    """Columns of a register tile; one where a config has no tiles, for the maths alone."""
+    return int(c["tile_w"]) if "tile_w" in c else 1
+
+
+def _across(w: Workload, c: Mapping[str, Any]) -> int:
+    """Register tiles of a row, the last of which may begin before the one before it ends."""
+    return -(-w.ow // _columns(c))
 
 
 def _has_next(w: Workload, c: Mapping[str, Any]) -> bool:
     """Whether several register tiles read one panel of weights, and another panel follows."""
-    tiles = c["rows"] // c["tile_h"] * (w.ow // c["tile_w"])
+    tiles = c["rows"] // c["tile_h"] * _across(w, c)
     return bool(c["loop"] == "oc" and tiles > 1 and w.out_blocks > c["tile_oc"])
 
 
@@ -240,10 +256,15 @@ def _register_tiles(w: Workload, t: Target) -> dict[tuple[int, int, int], float]
     One of a single row is among them, since the rows at hand may be an odd number, and those of 12
     to 24 accumulators, whatever is predicted: 7 by 3 wins where there are three output blocks.
     """
+
+    def cost(h: int, x: int, o: int) -> float:
+        twice = UNEVEN * -(-w.ow // x) * x / w.ow if w.ow % x else 1.0
+        return tile_cost(t, w.out_block, h * x, o) * twice
+
     costs = {
-        (h, x, o): tile_cost(t, w.out_block, h * x, o)
+        (h, x, o): cost(h, x, o)
         for h in divisors(w.oh, 2)
-        for x in divisors(w.ow, t.vector_registers)
+        for x in tiles_in(w.ow, t)
         for o in divisors(w.out_blocks, 6)
         if h * x * o <= accumulator_limit(t, h * x, o)
     }

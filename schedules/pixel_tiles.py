@@ -12,6 +12,9 @@ from typing import Any
 from tvmsep.contracts import Config, Target, Workload
 from tvmsep.schedules.common import divisors, few_registers
 
+UNEVEN = 1.015
+"""What tiles that do not divide the pixels cost beside the pixels that are computed twice."""
+
 
 def pixel_run(w: Workload) -> int:
     """Pixels that a tile may run over: all of them, or one row when strided."""
@@ -23,12 +26,18 @@ def pixel_tiles(w: Workload, t: Target) -> tuple[int, ...]:
 
     Those compute up to an eighth of the pixels twice; with strides none do.
     """
-    even = divisors(pixel_run(w), t.vector_registers)
-    if not few_registers(t) or (w.sh, w.sw) != (1, 1):
-        return even
-    pixels = w.oh * w.ow
-    uneven = [p for p in (3, 4, 5, 6) if p < pixels and tiles_of(w, p) * p <= pixels * 9 / 8]
-    return tuple(sorted({*even, *uneven}))
+    if (w.sh, w.sw) != (1, 1):
+        return divisors(pixel_run(w), t.vector_registers)
+    return tiles_in(w.oh * w.ow, t)
+
+
+def tiles_in(run: int, t: Target) -> tuple[int, ...]:
+    """Tiles of a run of pixels: as `pixel_tiles`."""
+    even = divisors(run, t.vector_registers)
+    uneven = (3, 4, 5, 6) if few_registers(t) else ()
+    return tuple(
+        sorted({*even, *(p for p in uneven if p < run and -(-run // p) * p <= run * 9 / 8)})
+    )
 
 
 def tile_of(c: Config) -> int:
@@ -43,11 +52,15 @@ def tiles_of(w: Workload, tile_p: int) -> int:
 
 def places(w: Workload, c: Config) -> Callable[[Any], Any]:
     """Of a pixel of whole tiles, which pixel of the image it is."""
+    return places_in(w.oh * w.ow, tile_of(c))
+
+
+def places_in(run: int, tile: int) -> Callable[[Any], Any]:
+    """Of a pixel of whole tiles, which of a run of pixels it is."""
     from tvm import te
 
-    tile, pixels = tile_of(c), w.oh * w.ow
-    if pixels % tile == 0:
+    if run % tile == 0:
         return lambda p: p
-    if tile > pixels:
-        raise ValueError(f"tile_p={tile} for an image of {pixels} pixels")
-    return lambda p: te.min(te.indexdiv(p, tile) * tile, pixels - tile) + te.indexmod(p, tile)
+    if tile > run:
+        raise ValueError(f"tiles of {tile} pixels for a run of {run}")
+    return lambda p: te.min(te.indexdiv(p, tile) * tile, run - tile) + te.indexmod(p, tile)

@@ -69,6 +69,7 @@ from tvmsep.schedules.common import (
 from tvmsep.schedules.epilogue import finish
 from tvmsep.schedules.halves import fits_by_halves, tile_by_halves
 from tvmsep.schedules.pixel_tiles import (
+    UNEVEN,
     pixel_run,
     pixel_tiles,
     places,
@@ -211,7 +212,7 @@ class Pointwise:
             tiles = tiles_of(w, p) * (w.out_blocks // o) * w.n
             balance = -(-tiles // threads) * threads / tiles * (tiles_of(w, p) * p / pixels)
             slow = 1.2 if _by_hand(t) and not fits_by_halves(w, t, p, o) else 1.0
-            slow *= 1.015 if pixel_run(w) % p else 1.0
+            slow *= UNEVEN if pixel_run(w) % p else 1.0
             return (tile_cost(t, w.out_block, p, o) * balance * slow, -p)
 
         tiles = [
