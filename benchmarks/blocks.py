@@ -18,12 +18,12 @@ from collections import defaultdict
 from collections.abc import Sequence
 
 import numpy as np
+from harness.network import step_times
 from numpy.typing import NDArray
 
 from tvmsep.api import Prepared, choose_configs, prepare
 from tvmsep.graph import Plan
 from tvmsep.graph.plan import layouts as known_layouts
-from tvmsep.measure import Failed, Farm
 from tvmsep.targets import load_target
 
 
@@ -63,11 +63,8 @@ def once(prepared: Prepared, threads: int, rounds: int) -> Times:
     """One layout's turn: its weights differ from the others', so it has a session of its own."""
     plan = prepared.plans[threads]
     configs = choose_configs(prepared, plan, {})[0]
-    with Farm(prepared.target) as farm:
-        answer = farm.run_networks([plan], [configs], rounds=rounds)
-    if isinstance(answer, Failed):
-        raise SystemExit(f"{answer.failure}: {answer.detail}")
-    return in_layers(plan, answer.steps[0], rounds)
+    (times,) = step_times(prepared.target, [plan], [configs], rounds)
+    return in_layers(plan, times)
 
 
 def joined(turns: Sequence[Times]) -> Times:
@@ -75,14 +72,13 @@ def joined(turns: Sequence[Times]) -> Times:
     return {label: np.array([np.median(t[label]) for t in turns]) for label in turns[0]}
 
 
-def in_layers(plan: Plan, steps: NDArray[np.float64], rounds: int) -> Times:
+def in_layers(plan: Plan, times: NDArray[np.float64]) -> Times:
     """Seconds of each layer's kernels in each round; what moves values alone is one layer."""
-    each = np.median(np.asarray(steps).reshape(rounds, -1, len(plan.steps)), axis=1)
-    found: Times = defaultdict(lambda: np.zeros(rounds))
+    found: Times = defaultdict(lambda: np.zeros(len(times)))
     for k, step in enumerate(plan.steps):
         w = step.workload
         moves = w is None or w.op in ("pack", "unpack", "eltwise", "channels")
-        found["moves" if w is None or moves else w.label] += each[:, k]
+        found["moves" if w is None or moves else w.label] += times[:, k]
     return found
 
 

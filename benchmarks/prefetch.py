@@ -15,19 +15,17 @@ from collections import defaultdict
 from pathlib import Path
 
 import numpy as np
+from harness.network import Configs, step_times
 from numpy.typing import NDArray
 from rich.console import Console
 from rich.table import Table
 
 from tvmsep.api import Prepared, choose_configs, prepare, read_trials
-from tvmsep.contracts import Config, Workload
+from tvmsep.contracts import Config
 from tvmsep.graph import Plan
 from tvmsep.logs import chosen_by
-from tvmsep.measure import Failed, Farm
 from tvmsep.schedules import TEMPLATES
 from tvmsep.tuner.choice import choose_plan
-
-Configs = dict[Workload, tuple[str, Config]]
 
 LEVEL = 2
 """Of the cache that the lines come to."""
@@ -52,8 +50,9 @@ def main() -> None:
         winners = chosen_by(trials)
         plan = choose_plan(prepared.plans[args.threads], prepared.target, winners)[0]
         forms = both(prepared, plan, choose_configs(prepared, plan, winners)[0])
+        times = step_times(prepared.target, [plan] * 2, forms, args.rounds)
         title = f"{model}, {args.threads} thread(s), {prepared.target.name}"
-        console.print(table(title, plan, forms, measure(prepared, plan, forms, args.rounds)))
+        console.print(table(title, plan, forms, times))
 
 
 def both(prepared: Prepared, plan: Plan, chosen: Configs) -> tuple[Configs, Configs]:
@@ -65,18 +64,6 @@ def both(prepared: Prepared, plan: Plan, chosen: Configs) -> tuple[Configs, Conf
         if asked in TEMPLATES[name].space(w, prepared.target, plan.threads):
             on[w] = name, asked
     return off, on
-
-
-def measure(
-    prepared: Prepared, plan: Plan, forms: tuple[Configs, Configs], rounds: int
-) -> list[NDArray[np.float64]]:
-    """Seconds `[rounds, steps]` of both forms: the median run of each round."""
-    with Farm(prepared.target) as farm:
-        answer = farm.run_networks([plan] * len(forms), [*forms], rounds=rounds)
-    if isinstance(answer, Failed):
-        raise SystemExit(f"{answer.failure}: {answer.detail}")
-    steps = [np.asarray(s) for s in answer.steps]
-    return [np.median(s.reshape(rounds, -1, s.shape[1]), axis=1) for s in steps]
 
 
 def table(

@@ -17,13 +17,13 @@ from pathlib import Path
 
 import msgspec
 import numpy as np
+from harness.network import step_times
 
 from tvmsep.api import Prepared, choose_configs, prepare, read_trials
 from tvmsep.contracts import Task
 from tvmsep.contracts.workload import SPLITS
 from tvmsep.graph import Plan, open_splits, resplit
 from tvmsep.logs import Best, chosen_by
-from tvmsep.measure import Failed, Farm
 from tvmsep.tuner.choice import choose_plan
 from tvmsep.tuner.state import task_key
 
@@ -62,14 +62,8 @@ def measure(
 ) -> dict[str, np.ndarray]:
     """Seconds of each form's kernels together: the median run of each round."""
     configs = [choose_configs(prepared, p, winners)[0] for p in forms.values()]
-    with Farm(prepared.target) as farm:
-        answer = farm.run_networks([*forms.values()], configs, rounds=rounds)
-    if isinstance(answer, Failed):
-        raise SystemExit(f"{answer.failure}: {answer.detail}")
-    sums = [np.sum(steps, axis=1).reshape(rounds, -1) for steps in answer.steps]
-    return {
-        name: np.median(runs, axis=1) for name, runs in zip(forms, sums, strict=True)
-    }  # fmt: skip
+    times = step_times(prepared.target, [*forms.values()], configs, rounds)
+    return {name: t.sum(axis=1) for name, t in zip(forms, times, strict=True)}
 
 
 def table(prepared: Prepared, plan: Plan, chosen: Plan, winners: dict[str, Best]) -> None:

@@ -1,7 +1,8 @@
-"""The scripts that hurt, kill and crowd whole tuning runs, each short; they check themselves."""
+"""Scripts that hurt, kill and crowd whole tuning runs, and check themselves; and two tables."""
 
 from __future__ import annotations
 
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -43,6 +44,15 @@ def test_more_boards_do_more() -> None:
     rows = [line.split("|") for line in said.splitlines() if line.startswith("| ")][1:]
     one, four = (int(row[2]) for row in rows)
     assert 2 * one < four <= 4.2 * one  # they wait, and compute nothing
+
+
+def test_tables_of_forms_in_turns() -> None:
+    said = script("tiles.py", MODEL, "--tiles", "2x1,4x1", "--unroll", "4", "--rounds", "2")
+    rows = [line for line in said.splitlines() if "pointwise" in line]
+    assert len(rows) > 5 and "4x1 u4" in said
+    assert any(len(re.findall(r"\b\d+\.\d{3}\b", row)) == 2 for row in rows), said
+    said = script("prefetch.py", MODEL, "--rounds", "2", "--defaults")
+    assert "the network" in said and "ratio" in said
 
 
 def test_the_campaign_would_see_a_lost_trial_and_one_measured_twice() -> None:

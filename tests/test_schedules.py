@@ -13,6 +13,7 @@ from hypothesis import strategies as st
 from workload_kit import ACTS, workloads
 
 from tvmsep.codegen import example_inputs, kernel, reference, relative_error, unscheduled
+from tvmsep.codegen.assembly import hot_loop
 from tvmsep.contracts import Config, Space, Target, Workload
 from tvmsep.graph.plan import choose_block, choose_split, layouts, vectors_of
 from tvmsep.schedules import CPU, TEMPLATES, template_for
@@ -131,6 +132,46 @@ def test_tiles_need_not_divide_the_pixels(
     some = next(iter(uneven.values()))
     whole = unscheduled(w, target, "pointwise", some).params[-1].ty.shape
     assert tuple(map(int, whole)) == w.out_shape
+
+
+@pytest.mark.skipif("x86-avx2" not in RUNNABLE, reason="needs a target with few registers")
+@pytest.mark.parametrize("layout", ["", "nhwc"])
+@pytest.mark.parametrize(
+    ("width", "n", "threads", "stride"), [(7, 2, 2, 1), (14, 1, 1, 2), (10, 1, 3, 1)]
+)
+def test_register_tiles_of_a_pair_need_not_divide_a_row(
+    width: int, n: int, threads: int, stride: int, layout: str
+) -> None:
+    target = load_target("x86-avx2")
+    blocks = choose_block(16, target, layout), choose_block(32, target, layout)
+    w = Workload(
+        op="dwpw", n=n, groups=16, ic=16, ih=6 * stride, iw=width * stride, oc=32, kh=3, kw=3,
+        pads=(1, 1, 1, 1), sh=stride, sw=stride, in_block=blocks[0], out_block=blocks[1],
+        out_split="rows", mid_epilogue=("bias", "relu6"), epilogue=("bias", "add"),
+    )  # fmt: skip
+    w = in_vectors(w, target)
+    uneven = {
+        (c["tile_w"], c["loop"], "prefetch" in c): c
+        for c in TEMPLATES["dwpw"].space(w, target, threads).configs()
+        if width % c.int("tile_w")
+    }
+    assert {tile for tile, *_ in uneven} >= {3}
+    for config in uneven.values():
+        check(w, target, config)
+
+
+@pytest.mark.parametrize(("tile_p", "tile_oc"), [(4, 3), (3, 4), (6, 2), (2, 6)])
+def test_twelve_accumulators_stay_in_sixteen_registers(tile_p: int, tile_oc: int) -> None:
+    import tvm
+
+    target, template = load_target("x86-avx2"), TEMPLATES["pointwise"]
+    w = Workload(op="pointwise", ic=96, ih=12, iw=12, oc=192, in_block=8, out_block=8)
+    config = Config(tile_p=tile_p, tile_oc=tile_oc, loop="oc", chunks=1, unroll=8)
+    assert config in template.space(w, target, 1)
+    func = kernel(w, target, "pointwise", config)
+    lib = tvm.compile(tvm.IRModule({"main": func}), target=tvm.target.Target(target.tvm_dict()))
+    loop = hot_loop(lib.mod.inspect_source("s").splitlines())
+    assert (loop.fmas, loop.spills) == (8 * 12, 0), loop.lines
 
 
 @pytest.mark.parametrize(("ic", "oc"), [(1024, 1024), (960, 160)])
