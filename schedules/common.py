@@ -92,9 +92,9 @@ def tile_cost(t: Target, block: int, tile_p: int, tile_oc: int, *, folds: bool =
 def unrolled_channels(w: Workload, t: Target) -> int:
     """Input channels that are unrolled by default: a block where multiply-adds take its lanes.
 
-    Where registers are few, up to eight: LLVM leaves the loop over a block alone where a tile has
-    more than eight accumulators, and its exit is mispredicted once a block. With twelve the loop
-    cost 25 to 40 % of a layer on Zen 3 inside networks. Elsewhere that is left to LLVM.
+    Where registers are few, up to eight. LLVM unrolls a block by itself up to eight accumulators
+    and leaves a loop in kernels of more; with twelve that cost 1.3 to 1.4 times the time on Zen 3
+    inside networks (docs/tiles.md). Elsewhere it is left to LLVM.
     """
     if t.lane_operand:
         return w.in_block
