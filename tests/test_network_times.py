@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
+import itertools
 import time
 from collections.abc import Iterator
+from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
 
 import numpy as np
 import pytest
@@ -16,7 +20,7 @@ from tvmsep.compiler import emit
 from tvmsep.contracts import Config, Target, Workload
 from tvmsep.frontends import load_model
 from tvmsep.graph import Plan, from_relax, make_plan, normalise
-from tvmsep.measure import Built, Failed, Farm, builder, errands, harness
+from tvmsep.measure import Built, Failed, Farm, builder, errands, harness, session
 from tvmsep.measure.network import RUNS
 from tvmsep.schedules import TEMPLATES
 from tvmsep.targets import load_target
@@ -117,3 +121,28 @@ def test_linked_from_candidates_it_computes_the_same(
         assert np.ptp(one) > 0
     answer = farm.run_networks([plan], [choice], rounds=1, kernels=[objects])
     assert not isinstance(answer, Failed) and set(answer.kernels[0]) == set(choice)
+
+
+def test_no_variant_is_always_first_or_after_the_same_one(target: Target) -> None:
+    order: list[int | None] = []
+
+    class Slot:
+        board = SimpleNamespace(name="board")
+
+        def timing(self) -> AbstractContextManager[None]:
+            return nullcontext()
+
+        def call(self, what: Any, *arguments: Any, limit_s: float) -> Any:
+            if what is session.time_network:
+                order.append(arguments[0])
+                return np.zeros((1, 1))
+            return None
+
+    answer = errands.time_networks(None, target, [0, 1, None], 6, Slot())  # type: ignore[arg-type]
+    assert not isinstance(answer, Failed)
+    assert {turn: len(times) for turn, times in answer[1].items()} == {0: 6, 1: 6, None: 6}
+    rounds = [order[i : i + 3] for i in range(0, len(order), 3)]
+    assert all(set(r) == {0, 1, None} for r in rounds)
+    assert {r[0] for r in rounds} == {0, 1, None}
+    before = {(a, b) for r in rounds for a, b in itertools.pairwise(r)}
+    assert {(0, 1), (1, 0), (0, None), (None, 0), (1, None), (None, 1)} <= before

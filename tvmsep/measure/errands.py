@@ -51,14 +51,21 @@ def bandwidths(
 def time_networks(
     job: NetworkJob, target: Target, turns: list[int | None], rounds: int, slot: Slot
 ) -> tuple[str, dict[int | None, list[Array]]] | Failed:
-    """Seconds of each step by variant, and on which board; all turns on the same one."""
+    """Seconds of each step by variant, and on which board; all turns on the same one.
+
+    Each round begins with another variant and every second one goes backwards: none is always the
+    first, or after the same one.
+    """
     found: dict[int | None, list[Array]] = {turn: [] for turn in turns}
     try:
         with slot.timing():
             slot.call(session.open_network, job, target, limit_s=NETWORK_TIMEOUT_S)
-            for turn in turns * rounds:
-                times = slot.call(session.time_network, turn, limit_s=NETWORK_TIMEOUT_S)
-                found[turn].append(times)
+            for k in range(rounds):
+                first = k % len(turns)
+                order = [*turns[first:], *turns[:first]]
+                for turn in order if k % 2 == 0 else reversed(order):
+                    times = slot.call(session.time_network, turn, limit_s=NETWORK_TIMEOUT_S)
+                    found[turn].append(times)
     except WorkerError as exc:
         return slot.failed(exc)
     return slot.board.name, found
