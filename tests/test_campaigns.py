@@ -47,9 +47,9 @@ def test_more_boards_do_more() -> None:
 
 
 def test_tables_of_forms_in_turns() -> None:
-    said = script("tiles.py", MODEL, "--tiles", "2x1,4x1", "--unroll", "4", "--rounds", "2")
+    said = script("tiles.py", MODEL, "--tiles", "4x2", "--unroll", "4,2", "--rounds", "2")
     rows = [line for line in said.splitlines() if "pointwise" in line]
-    assert len(rows) > 5 and "4x1 u4" in said
+    assert len(rows) > 5 and "4x2 u2" in said
     assert any(len(re.findall(r"\b\d+\.\d{3}\b", row)) == 2 for row in rows), said
     said = script("prefetch.py", MODEL, "--rounds", "2", "--defaults")
     assert "the network" in said and "ratio" in said

@@ -137,7 +137,7 @@ def test_tiles_need_not_divide_the_pixels(
 @pytest.mark.skipif("x86-avx2" not in RUNNABLE, reason="needs a target with few registers")
 @pytest.mark.parametrize("layout", ["", "nhwc"])
 @pytest.mark.parametrize(
-    ("width", "n", "threads", "stride"), [(7, 2, 2, 1), (14, 1, 1, 2), (10, 1, 3, 1)]
+    ("width", "n", "threads", "stride"), [(11, 2, 2, 1), (14, 1, 1, 2), (17, 1, 3, 1)]
 )
 def test_register_tiles_of_a_pair_need_not_divide_a_row(
     width: int, n: int, threads: int, stride: int, layout: str
