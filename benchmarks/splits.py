@@ -60,7 +60,7 @@ def main() -> None:
 def measure(
     prepared: Prepared, forms: dict[str, Plan], winners: dict[str, Best], rounds: int
 ) -> dict[str, np.ndarray]:
-    """Seconds of each form's kernels together: the median run of each round."""
+    """Seconds of each form's kernels together: in each round the sum of their medians."""
     configs = [choose_configs(prepared, p, winners)[0] for p in forms.values()]
     times = step_times(prepared.target, [*forms.values()], configs, rounds)
     return {name: t.sum(axis=1) for name, t in zip(forms, times, strict=True)}

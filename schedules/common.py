@@ -43,7 +43,7 @@ def pixels_first(t: Target, tile_p: int, tile_oc: int) -> bool:
 
     Otherwise LLVM keeps one for each pixel in a register, beside one vector of weights.
     """
-    if t.broadcast_operand or t.lane_operand or tile_p < tile_oc:
+    if t.broadcast_operand or t.lane_operand or (few_registers(t) and tile_p < tile_oc):
         return False
     return (tile_p + 1) * (tile_oc + 1) > t.vector_registers
 
@@ -60,23 +60,20 @@ def tile_cost(t: Target, block: int, tile_p: int, tile_oc: int, *, folds: bool =
     and each weight vector is a load, of which a core does two a cycle (of its native width); and
     LLVM spills. It loads all broadcasts of a step first, so they count beside the weights; where
     they fold into the FMA nothing spills, and yet more accumulators than hide the latency cost a
-    little. The small terms are fitted to some 2000 measured configs of four networks on Zen 4,
-    those of few registers to 3000 on Zen 3. `folds` is false where the pixels do not lie so that a
-    broadcast could fold.
+    little. The small terms are fitted to some 2000 measured configs of four networks on Zen 4.
+    `folds` is false where the pixels do not lie so that a broadcast could fold.
     """
-    acc = tile_p * tile_oc
     if t.lane_operand:
         return _lane_tile_cost(t, block, tile_p, tile_oc)
+    if few_registers(t):
+        return _few_tile_cost(t, tile_p, tile_oc)
+    acc = tile_p * tile_oc
     wide = 2 if block < t.lanes and t.half_width_is_free else 1
     rate = t.fma_per_cycle * wide
     stall = max(1.0, t.fma_latency_cycles * rate / acc)
     folded = folds and t.broadcast_operand and tile_oc == 1
     scalars = acc if folded else tile_p
     loads = max(1.0, (tile_oc + scalars) / acc * rate / 2)
-    if few_registers(t):  # all loads are instructions: Zen 3 does no more than 1.5 a cycle
-        loads = (tile_p + tile_oc) / acc
-        apart = 0.02 * max(0, 12 - acc) + 0.05 * max(0, acc - 12)
-        return max(stall, loads * rate / 1.5) * (1 + apart + 0.3 * loads)
     if t.vector_registers >= 32:
         live = acc + tile_oc + (1 if folded else tile_p)
         spill = 1.0 + max(0, live - t.vector_registers) * 0.1
@@ -89,16 +86,17 @@ def tile_cost(t: Target, block: int, tile_p: int, tile_oc: int, *, folds: bool =
     return stall * loads * spill * (1 + margin)
 
 
-def unrolled_channels(w: Workload, t: Target) -> int:
-    """Input channels that are unrolled by default: a block where multiply-adds take its lanes.
+def _few_tile_cost(t: Target, tile_p: int, tile_oc: int) -> float:
+    """As `tile_cost`, among 16 registers, where no load folds: of 1.5 a cycle at most.
 
-    Where registers are few, up to eight. LLVM unrolls a block by itself up to eight accumulators
-    and leaves a loop in kernels of more; with twelve that cost 1.3 to 1.4 times the time on Zen 3
-    inside networks (docs/tiles.md). Elsewhere it is left to LLVM.
+    Twelve accumulators are best, and few loads. Fitted to the pointwise layers of four networks
+    on Zen 3, each with six to ten tiles in turns (docs/tiles.md).
     """
-    if t.lane_operand:
-        return w.in_block
-    return max(u for u in (1, 2, 4, 8) if w.in_block % u == 0) if few_registers(t) else 1
+    acc = tile_p * tile_oc
+    stall = max(1.0, t.fma_latency_cycles * t.fma_per_cycle / acc)
+    loads = (tile_p + tile_oc) / acc
+    apart = 0.02 * max(0, 12 - acc) + 0.05 * max(0, acc - 12)
+    return max(stall, loads * t.fma_per_cycle / 1.5) * (1 + apart + 0.3 * loads)
 
 
 def _lane_tile_cost(t: Target, block: int, tile_p: int, tile_oc: int) -> float:

@@ -141,12 +141,12 @@ class Conv:
 
     def default(self, w: Workload, t: Target, threads: int) -> Config:
         """The tile nearest the peak, even shares, and the larger operand read once."""
-        per_group = w.out_blocks // w.groups
-        pairs = [
+        per_group, few = w.out_blocks // w.groups, few_registers(t)
+        pairs = [  # LLVM holds the scalars of a tile's pixels, which taps share
             (a, b)
             for a in divisors(w.ow, t.vector_registers)
             for b in divisors(per_group, 4)
-            if a * b <= accumulator_limit(t, a, b)
+            if a * b <= (accumulator_limit(t, a, b) if not few else t.vector_registers - a - 1)
         ]
         costs = {p: tile_cost(t, w.out_block, *p, folds=False) for p in pairs}
         tile_w, tile_oc = min(pairs, key=lambda p: (costs[p], p[0]))
@@ -160,15 +160,14 @@ class Conv:
             far = loop == "rows" and not heavy and image // c > t.l2_bytes // 4
             return (waste, far, c)
 
-        spills = t.lane_operand or few_registers(t)
         return Config(
             tile_w=tile_w,
             tile_oc=tile_oc,
             loop=loop,
             chunks=min(_chunks(w, loop, tile_oc), key=cost),
             order="px" if heavy else "oc",
-            # The scalars of all taps do not fit; on Zen 3 four by two took 1.5 times so.
-            unroll="kw" if _reduction(w) > _SHORT or spills else "all",
+            # The scalars of all taps do not fit; four by two, rows outermost, took 1.5 times so.
+            unroll="kw" if _reduction(w) > _SHORT or t.lane_operand or few else "all",
         )
 
     def apply(self, sch: s_tir.Schedule, w: Workload, t: Target, c: Config) -> None:

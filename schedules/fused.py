@@ -32,6 +32,7 @@ from tvmsep.schedules.common import (
     accumulator_limit,
     divisors,
     epilogue_inputs,
+    few_registers,
     finish_tile,
     item_bytes,
     pixels_first,
@@ -254,7 +255,8 @@ def _register_tiles(w: Workload, t: Target) -> dict[tuple[int, int, int], float]
     """Rows, columns and output blocks of the promising tiles, with their predicted cost.
 
     One of a single row is among them, since the rows at hand may be an odd number, and those of 12
-    to 24 accumulators, whatever is predicted: 7 by 3 wins where there are three output blocks.
+    to 24 accumulators (where registers are few, of 8 and more), whatever is predicted: 7 by 3 wins
+    where there are three output blocks.
     """
 
     def cost(h: int, x: int, o: int) -> float:
@@ -269,11 +271,11 @@ def _register_tiles(w: Workload, t: Target) -> dict[tuple[int, int, int], float]
         if h * x * o <= accumulator_limit(t, h * x, o)
     }
     single = min((tile for tile in costs if tile[0] == 1), key=lambda tile: costs[tile])
-    limit = _SLACK * min(costs.values())
+    limit, least = _SLACK * min(costs.values()), 8 if few_registers(t) else 12
     return {
         (h, x, o): cost
         for (h, x, o), cost in costs.items()
-        if cost <= limit or (h, x, o) == single or 12 <= h * x * o <= 24
+        if cost <= limit or (h, x, o) == single or least <= h * x * o <= 24
     }
 
 

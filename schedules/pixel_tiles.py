@@ -1,4 +1,4 @@
-"""Tiles of a pointwise convolution's pixels: which there are, what they cost, where they lie.
+"""Tiles of a run of pixels, of an image or of a row: which there are, and where they lie.
 
 Where registers are few, tiles need not divide the pixels: the last one then begins earlier, and
 computes some of its neighbour's pixels again.

@@ -36,8 +36,8 @@ Why it is fast
     One FMA a cycle needs `fma_latency * fma_per_cycle` independent accumulators and at most one
     load an FMA; 8 to 28 accumulators do both. Rows against channels: a consumer that splits its
     input the same way finds it in its own L2. The pixels of 224x224 networks are powers of two and
-    49s: among 16 registers 49 leaves 7 by one, which loads too much; 4 by 2 with a last tile that
-    begins earlier computes 6 % twice and was 15 to 35 % faster on Zen 3.
+    49s: among 16 registers 49 leaves 7 by one, which loads too much; 3 by 4 with a last tile that
+    begins earlier computes 4 % twice and takes 0.7 of that on Zen 3.
 
 Tried and lost
     Input channels in blocks of 128, 256 or 512, sums of a block kept in L1 (hand-written loops, six

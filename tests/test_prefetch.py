@@ -37,13 +37,18 @@ def pair(size: int, ic: int, oc: int) -> Workload:
 
 
 def prefetching(w: Workload, threads: int) -> list[tuple[str, Config]]:
-    """Of each order of tiles and each number of chunks the first and the last such config."""
+    """Of each order of tiles and each number of chunks the first and the last such config.
+
+    Of fused kernels also the first whose tiles do not divide a row.
+    """
     template = next(t for t in ("pointwise", "dwpw") if TEMPLATES[t].accepts(w, AVX2))
     found: dict[tuple[object, object, bool], Config] = {}
     for c in TEMPLATES[template].space(w, AVX2, threads).configs():
         if "prefetch" in c:
             found.setdefault((c["loop"], c["chunks"], True), c)
             found[c["loop"], c["chunks"], False] = c
+            if template == "dwpw" and w.ow % c.int("tile_w"):
+                found.setdefault((c["loop"], "uneven", True), c)
     return [(template, c) for c in dict.fromkeys(found.values())]
 
 
@@ -95,6 +100,8 @@ def test_every_line_is_asked_for_when_weights_are_read(
 
     configs = prefetching(w, threads)
     assert {c["loop"] for _, c in configs} == loops
+    if w.op == "dwpw" and w.ow == 14:
+        assert any(w.ow % c.int("tile_w") for _, c in configs)
     for template, config in configs:
         func, lines = counted(kernel(w, AVX2, template, config), w)
         lib = tvm.compile(tvm.IRModule({"main": func}), target=tvm.target.Target("llvm"))

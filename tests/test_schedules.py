@@ -151,13 +151,34 @@ def test_register_tiles_of_a_pair_need_not_divide_a_row(
     )  # fmt: skip
     w = in_vectors(w, target)
     uneven = {
-        (c["tile_w"], c["loop"], "prefetch" in c): c
+        (c["tile_h"], c["tile_w"], c["loop"], "prefetch" in c): c
         for c in TEMPLATES["dwpw"].space(w, target, threads).configs()
         if width % c.int("tile_w")
     }
-    assert {tile for tile, *_ in uneven} >= {3}
+    few = {tile for tile in (3, 4, 5, 6) if 0 < -width % tile <= width / 8}
+    assert {tile for _, tile, *_ in uneven} == few and few
     for config in uneven.values():
         check(w, target, config)
+    some = next(iter(uneven.values()))
+    whole = unscheduled(w, target, "dwpw", some).params[-1].ty.shape
+    assert tuple(map(int, whole)) == w.out_shape
+
+
+@pytest.mark.parametrize("oc", [8, 16, 32, 40, 48])
+@pytest.mark.parametrize(("ic", "block"), [(3, 0), (16, 8)])
+def test_convolutions_of_few_registers_leave_room_for_their_scalars(
+    ic: int, block: int, oc: int
+) -> None:
+    target = load_target("x86-avx2")
+    w = Workload(
+        op="conv", ic=ic, ih=112, iw=112, oc=oc, kh=3, kw=3, pads=(1, 1, 1, 1), in_block=block,
+        out_block=8,
+    )  # fmt: skip
+    default = TEMPLATES["conv"].default(w, target, 1)
+    assert default in TEMPLATES["conv"].space(w, target, 1)
+    pixels, blocks = default.int("tile_w"), default.int("tile_oc")
+    assert pixels * blocks + pixels + 1 <= target.vector_registers
+    assert default["unroll"] == "kw"
 
 
 @pytest.mark.parametrize(("tile_p", "tile_oc"), [(4, 3), (3, 4), (6, 2), (2, 6)])

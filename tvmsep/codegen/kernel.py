@@ -18,8 +18,8 @@ def unscheduled(w: Workload, t: Target, template: str, c: Config) -> tirx.PrimFu
     """The maths alone, with the parameters that `kernel` has: for another's scheduler."""
     from tvm import s_tir
 
-    if t.gpu is None:  # pointwise's whole tiles may hold more pixels than there are
-        c = Config({knob: value for knob, value in c.items() if knob != "tile_p"})
+    if t.gpu is None:  # whole tiles may hold more pixels than there are
+        c = Config({knob: value for knob, value in c.items() if knob not in ("tile_p", "tile_w")})
     sch = s_tir.Schedule(TEMPLATES[template].compute(w, t, c), error_render_level="none")
     if len(sch.mod["main"].params[-1].ty.shape) > len(
         w.out_shape

@@ -61,9 +61,8 @@ def time_networks(
         with slot.timing():
             slot.call(session.open_network, job, target, limit_s=NETWORK_TIMEOUT_S)
             for k in range(rounds):
-                first = k % len(turns)
-                order = [*turns[first:], *turns[:first]]
-                for turn in order if k % 2 == 0 else reversed(order):
+                step = 1 if k % 2 == 0 else -1
+                for turn in (turns[(k + step * i) % len(turns)] for i in range(len(turns))):
                     times = slot.call(session.time_network, turn, limit_s=NETWORK_TIMEOUT_S)
                     found[turn].append(times)
     except WorkerError as exc:
