@@ -99,6 +99,18 @@ def _few_tile_cost(t: Target, tile_p: int, tile_oc: int) -> float:
     return max(stall, loads * t.fma_per_cycle / 1.5) * (1 + apart + 0.3 * loads)
 
 
+def unrolled_channels(w: Workload, t: Target) -> int:
+    """Input channels that are unrolled by default: a block where multiply-adds take its lanes.
+
+    Where registers are few, up to eight. LLVM unrolls a block by itself up to eight accumulators
+    and leaves a loop in kernels of more; with twelve that cost up to 1.4 times the time on Zen 3
+    inside networks (docs/tiles.md). Elsewhere it is left to LLVM.
+    """
+    if t.lane_operand:
+        return w.in_block
+    return max(u for u in (1, 2, 4, 8) if w.in_block % u == 0) if few_registers(t) else 1
+
+
 def _lane_tile_cost(t: Target, block: int, tile_p: int, tile_oc: int) -> float:
     """As `tile_cost`, where multiply-adds take lanes of whole vectors of a pixel's channels.
 
