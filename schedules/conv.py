@@ -11,8 +11,8 @@ Strategy
        by all taps and output blocks, and the inner loop reads without conditions. Without
        padding, no copy. Inside a chunk the larger of weights and pixels is walked once (`order`).
     3. Reduce over input blocks and kernel rows in loops, over kernel columns unrolled (and over
-       everything when the whole reduction is short, as with three input channels). On NEON over
-       the channels of a block too, as lanes of whole vectors.
+       everything when the whole reduction is short, as with three input channels, by default with
+       32 registers). On NEON over the channels of a block too, as lanes of whole vectors.
     4. Grouped convolution: `groups` here counts groups whose channels fill whole blocks; the
        graph merges smaller ones, with zeros in the weights.
 """

@@ -71,14 +71,7 @@ from tvmsep.schedules.common import (
 )
 from tvmsep.schedules.epilogue import finish
 from tvmsep.schedules.halves import fits_by_halves, tile_by_halves
-from tvmsep.schedules.pixel_tiles import (
-    UNEVEN,
-    pixel_run,
-    pixel_tiles,
-    places,
-    tile_of,
-    tiles_of,
-)
+from tvmsep.schedules.pixel_tiles import UNEVEN, pixel_run, pixel_tiles, places, tile_of, tiles_of
 from tvmsep.schedules.prefetch import may_prefetch, prefetch_next, prefetches
 
 if TYPE_CHECKING:
@@ -233,13 +226,9 @@ class Pointwise:
             least, most = max(2, threads), tiles_of(w, tile_p)
             counts = [c for c in _chunk_counts(threads) if c >= least and most % c == 0]
             loop, chunks = ("px.oc", counts[0]) if counts else (loop, chunks)
+        loads = _loads(w, t, tile_p, tile_oc)
         found = Config(
-            tile_p=tile_p,
-            tile_oc=tile_oc,
-            loop=loop,
-            chunks=chunks,
-            unroll=unroll,
-            **_loads(w, t, tile_p, tile_oc),
+            tile_p=tile_p, tile_oc=tile_oc, loop=loop, chunks=chunks, unroll=unroll, **loads
         )
         return _ahead(w, t, found)
 

@@ -195,6 +195,17 @@ def test_twelve_accumulators_stay_in_sixteen_registers(tile_p: int, tile_oc: int
     assert (loop.fmas, loop.spills) == (8 * 12, 0), loop.lines
 
 
+@pytest.mark.parametrize(("ic", "oc", "size"), [(512, 512, 14), (384, 96, 14), (240, 80, 14)])
+def test_few_registers_take_twelve_accumulators_and_unroll_a_block(
+    ic: int, oc: int, size: int
+) -> None:
+    target = load_target("x86-avx2")
+    w = Workload(op="pointwise", ic=ic, ih=size, iw=size, oc=oc, in_block=8, out_block=8)
+    default = TEMPLATES["pointwise"].default(w, target, 1)
+    assert default.int("tile_p") * default.int("tile_oc") == 12
+    assert default["unroll"] == 8
+
+
 @pytest.mark.parametrize(("ic", "oc"), [(1024, 1024), (960, 160)])
 def test_few_registers_do_not_take_a_row_of_seven_pixels(ic: int, oc: int) -> None:
     target = load_target("x86-avx2")
