@@ -23,7 +23,7 @@ from tvmsep.bundle import (
     runtime_version,
 )
 from tvmsep.bundle.archive import Archive, check_replaceable, write_archive, write_file
-from tvmsep.bundle.weights import ALIGN, decode_weights, encode_weights
+from tvmsep.bundle.weights import ALIGN, arena, decode_weights, encode_weights
 from tvmsep.contracts import BundleError, InputError, Target
 
 # The file
@@ -306,3 +306,21 @@ def test_an_output_replaces_neither_devices_nor_what_is_read(tmp_path: Path) -> 
         write_file(pipe, lambda file: file.write(b"y"))
     assert stat.S_ISFIFO(pipe.stat().st_mode) and sorted(tmp_path.iterdir()) == [pipe, there]
     check_replaceable(there, tmp_path / "other", "not there")
+
+
+@pytest.mark.skipif(not sys.platform.startswith("linux"), reason="reads /proc")
+def test_large_weights_ask_for_huge_pages() -> None:
+    """As the kernel sees it: the mapping is private, advised, and begins where a huge page may."""
+    memory = arena(5 << 20)
+    at = np.frombuffer(memory, np.uint8).ctypes.data
+    assert len(memory) == 5 << 20 and at % (2 << 20) == 0
+    maps = Path("/proc/self/smaps").read_text().split("VmFlags:")
+    for text, after in zip(maps, maps[1:], strict=False):
+        spans = [line.split()[0].split("-") for line in text.splitlines() if "-" in line.split()[0]]
+        begin, end = (int(part, 16) for part in spans[-1])
+        if begin <= at < end:
+            flags = after.splitlines()[0].split()
+            assert "sh" not in flags
+            assert "hg" in flags or not Path("/sys/kernel/mm/transparent_hugepage").exists()
+            return
+    pytest.fail("no such mapping")

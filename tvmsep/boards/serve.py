@@ -12,7 +12,7 @@ from tvmsep.boards.registrar import Registrar
 from tvmsep.boards.supervise import Supervisor, say
 from tvmsep.contracts import BoardError
 from tvmsep.measure import facts, server
-from tvmsep.measure.worker import child_env
+from tvmsep.measure.worker import server_env
 from tvmsep.rpc.protocol import Place, show
 
 _WILDCARDS = ("0.0.0.0", "::", "")
@@ -108,7 +108,7 @@ def serve(
         if registrar:
             registrar.start()
         Supervisor(
-            "the board's server", command, ready=ready, heard=heard, gone=gone, env=child_env()
+            "the board's server", command, ready=ready, heard=heard, gone=gone, env=server_env()
         ).run()
     finally:
         if registrar:

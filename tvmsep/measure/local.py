@@ -10,7 +10,7 @@ import sys
 from tvmsep.codegen.cuda import emulated
 from tvmsep.contracts import BoardError
 from tvmsep.measure.results import shorten
-from tvmsep.measure.worker import child_env, open_log
+from tvmsep.measure.worker import open_log, server_env
 
 LOCAL_KEY = "tvmsep"
 LOCAL_GRACE_S = 0.1
@@ -91,7 +91,7 @@ class LocalServer:
 
 def _environment() -> dict[str, str]:
     """The server's; with the emulated CUDA device where candidates are compiled for that."""
-    env = child_env()
+    env = server_env()
     if emulated():
         from tvmsep.emulator import stand_in
 

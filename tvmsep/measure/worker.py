@@ -62,6 +62,18 @@ def child_env(extra: Mapping[str, str] | None = None) -> dict[str, str]:
     return env
 
 
+def server_env() -> dict[str, str]:
+    """The environment of a board's server: its tensors lie on huge pages, as a bundle's weights do.
+
+    From glibc 2.35; elsewhere the variable is ignored. Dense layers take up to 13 % more on small
+    pages, and what they gain from a knob is another matter there.
+    """
+    env = child_env()
+    given = [t for t in [env.get("GLIBC_TUNABLES")] if t]
+    env["GLIBC_TUNABLES"] = ":".join(["glibc.malloc.hugetlb=1", *given])
+    return env
+
+
 def open_log() -> BinaryIO:
     """An unnamed file for a child's words: every write goes to its end, also after a truncate."""
     log: BinaryIO = tempfile.TemporaryFile()
