@@ -8,7 +8,7 @@ from typing import Any
 
 Value = int | str
 
-OPTIONAL = ("prefetch",)
+OPTIONAL = ("prefetch", "direct")
 """Knobs that a config does not mention where they are 0, that is off: they came when logs had been
 shipped, whose configs shall go on meaning what they meant."""
 
