@@ -181,6 +181,38 @@ def test_convolutions_of_few_registers_leave_room_for_their_scalars(
     assert default["unroll"] == "kw"
 
 
+@pytest.mark.parametrize("name", RUNNABLE)
+@pytest.mark.parametrize(
+    ("ic", "kernel_size", "stride", "dilation", "pads"),
+    [
+        (3, 3, 2, 1, (0, 0, 1, 1)), (3, 3, 2, 1, (1, 1, 1, 1)), (1, 5, 1, 1, (2, 3, 2, 1)),
+        (4, 3, 1, 2, (2, 2, 2, 2)), (2, 2, 3, 1, (1, 0, 0, 4)),
+    ],
+)  # fmt: skip
+def test_first_layers_may_read_their_image_where_it_lies(
+    ic: int, kernel_size: int, stride: int, dilation: int, pads: tuple[int, int, int, int],
+    name: str,
+) -> None:  # fmt: skip
+    target, template = load_target(name), TEMPLATES["conv"]
+    w = Workload(
+        op="conv", n=2, ic=ic, ih=13, iw=14, oc=24, kh=kernel_size, kw=kernel_size, pads=pads,
+        sh=stride, sw=stride, dh=dilation, dw=dilation, in_block=0, out_block=8,
+        epilogue=("bias", "relu6"),
+    )  # fmt: skip
+    assert template.default(w, target, 1)["direct"] == 1
+    direct = {
+        (c["tile_w"], c["loop"], c["order"], c["unroll"]): c
+        for c in template.space(w, target, 1).configs()
+        if "direct" in c
+    }
+    rng = random.Random(kernel_size)
+    for config in rng.sample([*direct.values()], min(4, len(direct))):
+        check(w, target, config)
+        assert 'sblock("pad")' not in str(kernel(w, target, "conv", config))
+        before = Config({k: v for k, v in config.items() if k != "direct"})
+        assert 'sblock("pad")' in str(kernel(w, target, "conv", before)), "as it was"
+
+
 @pytest.mark.parametrize(("tile_p", "tile_oc"), [(4, 3), (3, 4), (6, 2), (2, 6)])
 def test_twelve_accumulators_stay_in_sixteen_registers(tile_p: int, tile_oc: int) -> None:
     import tvm
