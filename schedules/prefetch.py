@@ -7,9 +7,10 @@ part of the time, and its misses are not hidden: the hardware sees each panel as
 the tiles of a panel ask for the lines of the one that comes next, each for its part.
 
 On Zen 3, inside MobileNetV2, the 7x7 layers took 0.82 to 0.92 of their time with it, those of 14x14
-0.92 to 0.99 (docs/prefetch.md); on Zen 4 0.87 to 1.00 and 0.97 to 1.00. Many lines must be asked for between the multiply-adds, a few a
-step: 18 to 80 of them at a tile's begin gained half as much or lost 7 %, since a core has places
-for some 20 misses. Few are best asked for there: inside the loops they cost 14x14 layers 1 to 5 %.
+0.92 to 0.99; on Zen 4 0.87 to 1.00 and 0.97 to 1.00 (docs/prefetch.md). Many lines must be asked
+for between the multiply-adds, a few a step: 18 to 80 of them at a tile's begin gained half as much
+or lost 7 %, since a core has places for some 20 misses. Few are best asked for there: inside the
+loops they cost 14x14 layers 1 to 5 %.
 """
 
 from __future__ import annotations

@@ -22,6 +22,7 @@ from tvmsep.contracts import BoardError, Config, Target, Task, Workload
 from tvmsep.measure import Board, Built, Failed, Farm, Measured, builder, harness, worker
 from tvmsep.measure.local import LOCAL_KEY, LocalServer
 from tvmsep.measure.lock import HostLock, Scratch
+from tvmsep.measure.worker import server_env
 from tvmsep.schedules import TEMPLATES
 from tvmsep.targets import load_target
 
@@ -395,10 +396,10 @@ from tvmsep.targets import load_target
 with Farm(load_target("local"), builders=1) as farm:
     farm.connect()
     slot = farm._boards._lanes[0].slot
-    pids = [w.pid for w in farm._pool.workers] + [slot._worker.pid, farm._server.pid]
+    pids = [w.pid for w in farm._builders.pool.workers] + [slot._worker.pid, farm._server.pid]
     print(*pids, flush=True)
     try:
-        farm._pool.map(time.sleep, [(60,)], 100.0)
+        farm._builders.pool.map(time.sleep, [(60,)], 100.0)
     except KeyboardInterrupt:
         sys.exit("interrupted")
 """
@@ -502,3 +503,16 @@ def test_scratch_of_a_dead_owner_is_removed(
     alive.close()
     new.close()
     assert list(tmp_path.iterdir()) == []
+
+
+def test_servers_ask_for_huge_pages_beside_what_the_owner_set(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(worker, "_huge_page_bytes", lambda: 2 << 20)
+    monkeypatch.setenv("GLIBC_TUNABLES", "glibc.malloc.check=0")
+    assert server_env()["GLIBC_TUNABLES"] == "glibc.malloc.hugetlb=1:glibc.malloc.check=0"
+    monkeypatch.delenv("GLIBC_TUNABLES")
+    assert server_env()["GLIBC_TUNABLES"] == "glibc.malloc.hugetlb=1"
+    for size in (0, 32 << 20):  # no huge pages, or such that a heap would grow by 32 MB
+        monkeypatch.setattr(worker, "_huge_page_bytes", lambda size=size: size)
+        assert "GLIBC_TUNABLES" not in server_env()

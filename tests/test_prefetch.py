@@ -130,6 +130,8 @@ def test_it_is_the_default_where_weights_are_large_beside_the_image() -> None:
 
     assert default(pointwise(7, 160, 960), AVX2)["prefetch"] == 2
     assert "prefetch" not in default(pointwise(56, 24, 144), AVX2)
+    wide = msgspec.structs.replace(pointwise(7, 160, 960), in_block=16, out_block=16)
+    assert default(wide, load_target("x86-zen4"))["prefetch"] == 2
     assert "prefetch" not in default(pointwise(7, 160, 960), load_target("rpi4"))
 
 

@@ -213,6 +213,19 @@ def test_first_layers_may_read_their_image_where_it_lies(
         assert 'sblock("pad")' in str(kernel(w, target, "conv", before)), "as it was"
 
 
+def test_only_plain_padded_inputs_may_be_read_where_they_lie() -> None:
+    target = load_target("x86-avx2")
+    w = Workload(
+        op="conv", ic=3, ih=32, iw=32, oc=16, kh=3, kw=3, pads=(1, 1, 1, 1), in_block=0, out_block=8
+    )  # fmt: skip
+    blocked = msgspec.structs.replace(w, ic=16, in_block=8)
+    assert "direct" in TEMPLATES["conv"].space(w, target, 1).knobs
+    for other in (blocked, msgspec.structs.replace(w, pads=(0, 0, 0, 0))):
+        assert "direct" not in TEMPLATES["conv"].space(other, target, 1).knobs
+        assert "direct" not in TEMPLATES["conv"].default(other, target, 1)
+    assert "direct" not in TEMPLATES["conv"].default(w, load_target("rpi4"), 1)
+
+
 @pytest.mark.parametrize(("tile_p", "tile_oc"), [(4, 3), (3, 4), (6, 2), (2, 6)])
 def test_twelve_accumulators_stay_in_sixteen_registers(tile_p: int, tile_oc: int) -> None:
     import tvm

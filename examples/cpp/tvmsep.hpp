@@ -174,14 +174,27 @@ inline std::vector<TensorInfo> tensors(const Array& list) {
   return found;
 }
 
-// Weights by name from the bytes of a safetensors file, each copied to aligned memory.
+// A part of a larger tensor, which lives as long as its parts do.
+struct Part {
+  ffi::Tensor whole;
+  size_t at;
+  void AllocData(DLTensor* t) { t->data = static_cast<char*>(whole.data_ptr()) + at; }
+  void FreeData(DLTensor*) {}
+};
+
+// Weights by name from the bytes of a safetensors file, copied to one piece of memory: on huge pages
+// all together.
 inline std::map<std::string, ffi::Tensor> weights(std::string_view data) {
   uint64_t size = 0;
   if (data.size() >= 8) std::memcpy(&size, data.data(), 8);
   if (data.size() < 8 || size > data.size() - 8) fail("the weights are cut short");
   std::string_view body = data.substr(8 + size);
   std::map<std::string, ffi::Tensor> found;
-  for (const auto& [name, item] : parse(data.substr(8, size))) {
+  auto entries = parse(data.substr(8, size));
+  const int64_t room = body.size() + 64 * entries.size();
+  ffi::Tensor arena = empty({room}, DLDataType{kDLUInt, 8, 1});
+  uint64_t at = 0;
+  for (const auto& [name, item] : entries) {
     if (name.cast<std::string>() == "__metadata__") continue;
     auto entry = item.cast<Object>();
     std::string code = get<std::string>(entry, "dtype");
@@ -189,11 +202,15 @@ inline std::map<std::string, ffi::Tensor> weights(std::string_view data) {
     int kind = code == "BOOL" ? kDLBool : code[0] == 'F' ? kDLFloat : code[0] == 'U' ? kDLUInt : kDLInt;
     std::vector<int64_t> shape;
     for (const auto& dim : get<Array>(entry, "shape")) shape.push_back(dim.cast<int64_t>());
-    auto tensor = empty(shape, DLDataType{(uint8_t)kind, (uint8_t)bits, 1});
+    ffi::ShapeView view(shape.data(), shape.size());
+    DLDataType dtype{(uint8_t)kind, (uint8_t)bits, 1};
+    auto tensor = ffi::Tensor::FromNDAlloc(Part{arena, at}, view, dtype, DLDevice{kDLCPU, 0});
     auto place = get<Array>(entry, "data_offsets");
     uint64_t begin = place[0].cast<int64_t>(), end = place[1].cast<int64_t>();
     size_t bytes = ffi::GetDataSize(tensor);
     if (begin > end || end > body.size() || end - begin != bytes) fail("a weight lies elsewhere");
+    if (at + bytes > (uint64_t)room) fail("weights lie on each other");
+    at += (bytes + 63) / 64 * 64;
     std::memcpy(tensor.data_ptr(), body.data() + begin, bytes);
     found.emplace(name.cast<std::string>(), tensor);
   }

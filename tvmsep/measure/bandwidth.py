@@ -182,7 +182,7 @@ def _weights(device: Any, library: Any, threads: int, level: Level) -> float:
     return moved / float(times[len(times) // 2])
 
 
-def build(t: Target, threads: int, outdir: Path, network_bytes: int = 0) -> Path:
+def build(t: Target, outdir: Path, threads: int, network_bytes: int = 0) -> Path:
     """Compile the kernels into a shared library in `outdir`."""
     if t.gpu is not None:
         return build_library(ceiling.module(t.gpu), t, outdir / "bandwidth.so")

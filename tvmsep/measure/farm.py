@@ -12,18 +12,16 @@ from typing import TYPE_CHECKING, Any, Self
 import numpy as np
 
 from tvmsep.codegen.reference import Array
-from tvmsep.contracts import BoardError, Config, Failure, Target, Task, Workload
-from tvmsep.measure import bandwidth, builder, errands, harness, peak
+from tvmsep.contracts import BoardError, Config, Target, Task, Workload
+from tvmsep.measure import bandwidth, errands, harness, peak
 from tvmsep.measure.bandwidth import Bandwidth
-from tvmsep.measure.cluster import BuildersLost, Cluster
+from tvmsep.measure.builders import Builders
 from tvmsep.measure.dispatch import Dispatch, Job
 from tvmsep.measure.load import Load
 from tvmsep.measure.local import LOCAL_KEY, LocalServer
-from tvmsep.measure.lock import HostLock, Scratch
 from tvmsep.measure.network import RUNS, WARM_RUNS, NetworkJob, NetworkTimes
 from tvmsep.measure.results import Board, Built, Failed, Measured
 from tvmsep.measure.slot import LONG_SESSION_S, REMOTE_SESSION_S, Limits, Slot, Source
-from tvmsep.measure.worker import Pool, WorkerTimeout
 from tvmsep.targets import host_cores
 
 if TYPE_CHECKING:
@@ -31,8 +29,6 @@ if TYPE_CHECKING:
 
     from tvmsep.graph import Plan
 
-DEVICE_NETWORK_TIMEOUT_S = 900.0
-"""For compiling one for a GPU: its kernels take a second each, one after the other."""
 SURVEY_S = 60.0
 """For all boards together to open a session and run the reference kernel."""
 _ADVICE = "check that its RPC server runs and the key is right"
@@ -87,21 +83,14 @@ class Farm:
             raise BoardError("give a board or a tracker, not both: a tracker lends its own boards")
         if tracker is not None and not key:
             raise BoardError("a tracker needs the board's key; its server was started with --key")
-        self.target = target
-        self._build_timeout_s, self._seed = build_timeout_s, seed
+        self.target, self._seed = target, seed
         self._server: LocalServer | None = None
-        self._pool: Pool | None = None
-        self._cluster: Cluster | None = None
+        self._builders: Builders | None = None
         self._boards: Dispatch | None = None
         self._closed = False
-        self._lock = HostLock(lock_timeout_s)
-        self._scratch = Scratch("tvmsep-build-")
         try:
-            # Workers import TVM while the server starts: nothing waits for them here.
-            count = builders if isinstance(builders, int) else host_cores()
-            self._pool = Pool(count, builder.warm, {"TVM_USE_RUNTIME_LIB": "0"})
-            if isinstance(builders, str):
-                self._cluster = Cluster(builders, lock_timeout_s)
+            # Its processes import TVM while the server starts: nothing waits for them here.
+            self._builders = Builders(target, builders, build_timeout_s, lock_timeout_s)
             if board is None and tracker is None:
                 self._server = LocalServer(max(target.cores, host_cores()))
                 board = Board("local", "127.0.0.1", 0, LOCAL_KEY, "", True)
@@ -133,16 +122,12 @@ class Farm:
     def close(self) -> None:
         """End every process and remove every file. Safe to call again."""
         self._closed = True
-        if self._pool is not None:
-            self._pool.close()
-        if self._cluster is not None:
-            self._cluster.close()
         if self._boards is not None:
             self._boards.close()
         if self._server is not None:
             self._server.stop()
-        self._lock.close()
-        self._scratch.close()
+        if self._builders is not None:
+            self._builders.close()
 
     def _check_open(self) -> None:
         if self._closed:
@@ -155,11 +140,15 @@ class Farm:
         return self._boards
 
     @property
+    def _compile(self) -> Builders:
+        self._check_open()
+        assert self._builders is not None
+        return self._builders
+
+    @property
     def builders(self) -> int:
         """How many candidates are compiled at one time."""
-        if self._cluster is not None:
-            return self._cluster.count
-        return len(self._pool.workers) if self._pool is not None else 0
+        return self._builders.count if self._builders is not None else 0
 
     # Building
 
@@ -173,32 +162,7 @@ class Farm:
             TvmsepError: something that no candidate is to blame for: no linker, the host's
                 lock was never free.
         """
-        self._check_open()
-        assert self._pool is not None
-        if not self._pool.workers:
-            raise RuntimeError("this farm was made without builders")
-        if self._cluster is not None and jobs:
-            try:
-                return self._cluster.build(
-                    jobs, self.target, self._scratch.path, self._build_timeout_s
-                )
-            except BuildersLost as exc:
-                self.notes.append(
-                    f"the builders at {self._cluster.address} have gone ({exc}): building here"
-                )
-                self._cluster.close()
-                self._cluster = None
-        calls = [(task, self.target, config, self._scratch.path) for task, config in jobs]
-        with self._lock.hold(exclusive=False):
-            answers = self._pool.map(builder.build_candidate, calls, self._build_timeout_s)
-        return [self._built(answer) for answer in answers]
-
-    @staticmethod
-    def _built(answer: object) -> Built | Failed:
-        if isinstance(answer, Built | Failed):
-            return answer
-        failure: Failure = "build_timeout" if isinstance(answer, WorkerTimeout) else "compile_error"
-        return Failed(failure, str(answer))
+        return self._compile.build(jobs, self.notes.append)
 
     # Measuring
 
@@ -322,14 +286,13 @@ class Farm:
         """
         from tvmsep.compiler import emit, kernel_names
 
-        self._check_open()
         plans = [plan.of_one_image for plan in plans]
         runs = WARM_RUNS + RUNS
         named = [dict(zip(k, harness.names(), strict=False)) for k in kernels or [{}] * len(plans)]
         objects = [
             {name: kernels[i][w] for w, name in names.items()} for i, names in enumerate(named)
         ]
-        with self._lock.hold(exclusive=False):
+        with self._compile.lock.hold(exclusive=False):
             modules = [
                 emit(plan, self.target, choice, stamped_runs=runs, extern=names or None)
                 for plan, choice, names in zip(plans, choices, named, strict=True)
@@ -380,22 +343,7 @@ class Farm:
         Raises:
             TvmsepError: as `build` does.
         """
-        import tvm
-
-        self._check_open()
-        assert self._pool is not None
-        with self._lock.hold(exclusive=False):
-            calls = [
-                (tvm.ir.save_json(m), self.target, dict(linked), self._scratch.path)
-                for m, linked in zip(modules, objects or [{}] * len(modules), strict=True)
-            ]
-            gpu = self.target.gpu is not None
-            limit_s = DEVICE_NETWORK_TIMEOUT_S if gpu else errands.NETWORK_TIMEOUT_S
-            answers = self._pool.map(builder.build_network, calls, limit_s)
-        for answer in answers:
-            if not isinstance(answer, Path):
-                return Failed("compile_error", str(answer))
-        return answers
+        return self._compile.networks(modules, objects)
 
     def time_turns(
         self, jobs: Sequence[NetworkJob], turns: Sequence[int]
@@ -446,7 +394,8 @@ class Farm:
         Raises:
             BoardError: no board answers, or it cannot run the target's code.
         """
-        library = self._measuring_library(peak.build, self.target, self._scratch.path)
+        self.connect()
+        library = self._compile.measuring(peak.build)
         reference = partial(errands.reference, library, self.target, self._limits.run_s)
         try:
             flops = self._dispatch.survey(reference, SURVEY_S)
@@ -462,23 +411,13 @@ class Farm:
         Raises:
             BoardError: as `peak_flops_per_core`, or the board has not so many threads.
         """
-        library = self._measuring_library(
-            bandwidth.build, self.target, threads, self._scratch.path, network_bytes
-        )
+        self.connect()
+        library = self._compile.measuring(bandwidth.build, threads, network_bytes)
         call = (library, self.target, threads, network_bytes, self._limits.run_s)
         answer = self._ask(partial(errands.bandwidths, *call))
         if isinstance(answer, Failed):
             raise BoardError(f"its bandwidth cannot be measured: {answer.detail}")
         return list(answer)
-
-    def _measuring_library(self, build: Callable[..., Path], *call: Any) -> Path:
-        """Compile a kernel that measures the board itself."""
-        self.connect()
-        assert self._pool is not None
-        (library,) = self._pool.map(build, [call], self._build_timeout_s)
-        if not isinstance(library, Path):
-            raise BoardError(f"cannot compile for target {self.target.name}: {library}")
-        return library
 
     def connect(self) -> Board:
         """Open a session now, so that a wrong address shows before anything is built.

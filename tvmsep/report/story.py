@@ -218,9 +218,14 @@ def _task(
     before_s, inside = None, best is not None and best.trial.phase == "network"
     default = _default(w, first, target)
     if best is not None and default is not None:
-        # Places of one code compare with themselves alone.
-        here = [t for t in mine if t.workload == best.trial.workload] if inside else mine
-        ratio = _ratio(here, default, best.config, "network" if inside else "search")
+        # Places of one code compare with themselves alone: the winner's, or else another that both
+        # ran at, or else the search.
+        places = {best.trial.workload: 0, **{t.workload: 0 for t in mine}} if inside else {}
+        turns = [([t for t in mine if t.workload == at], "network") for at in places]
+        ratios = (
+            _ratio(here, default, best.config, phase) for here, phase in [*turns, (mine, "search")]
+        )
+        ratio = next((r for r in ratios if r is not None), None)
         before_s = None if ratio is None else ratio * best_s
     return TaskStory(
         id=number,

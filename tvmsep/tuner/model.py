@@ -61,7 +61,7 @@ def features(w: Workload, threads: int, c: Config) -> list[float]:
     shape = [w.n, w.ic, w.oc, w.oh, w.ow, pixels, w.kh * w.kw, w.in_block, w.out_block]
     shape += [blocks, -(-w.ic // max(w.in_block, 1)), w.ic * w.oc, w.flops]
     layout = [w.sh, w.in_split == "rows", w.out_split == "rows", len(w.epilogue), threads]
-    layout += ["add" in w.epilogue, *(knob in c for knob in OPTIONAL)]
+    layout += ["add" in w.epilogue, sum(1 << i for i, k in enumerate(OPTIONAL) if k in c)]
     numbers = [*ints, *words, *pairs, *shares, *wastes, *map(_log2, shape)]
     return [*numbers, *map(float, layout)]
 
