@@ -8,7 +8,8 @@ Strategy
        hidden by the output blocks alone.
     2. Every weight is read once and used `tile_n` times: the operator runs at the speed at which
        weights arrive, so each thread streams its own contiguous part of them.
-    3. The output is blocked like every activation; the boundary kernel `unpack` makes it plain.
+    3. Weights may be asked for some channels ahead (`prefetch`, the level of the cache).
+    4. The output is blocked like every activation; the boundary kernel `unpack` makes it plain.
 """
 
 from __future__ import annotations
@@ -27,6 +28,11 @@ from tvmsep.schedules.common import (
     summed,
 )
 from tvmsep.schedules.epilogue import finish
+from tvmsep.schedules.prefetch import (
+    may_prefetch_stream,
+    prefetch_stream,
+    prefetches_stream,
+)
 
 if TYPE_CHECKING:
     from tvm import s_tir, tirx
@@ -82,6 +88,7 @@ class Dense:
                 "tile_oc": divisors(w.out_blocks, t.vector_registers // 2),
                 "chunks": tuple(d for d in divisors(w.out_blocks) if d <= 64 or d == w.out_blocks),
                 "unroll": tuple(u for u in (1, 2, 4, 8) if w.in_block % u == 0),
+                **({"prefetch": (0, 2)} if may_prefetch_stream(w, t) else {}),
             },
             valid,
         )
@@ -100,13 +107,16 @@ class Dense:
             goal = 1 if tiny else threads
             return (waste * stall, c.int("tile_n") != tile_n, abs(chunks - goal), acc)
 
-        fits = [c for c in space.configs() if c.int("unroll") == 1]
+        fits = [c for c in space.configs() if c.int("unroll") == 1 and "prefetch" not in c]
         best = min(fits, key=cost)
         most = 4 if w.dtype == "float32" else 8
-        return Config({**best, "unroll": max(u for u in (1, 2, most) if w.in_block % u == 0)})
+        unroll = max(u for u in (1, 2, most) if w.in_block % u == 0)
+        return Config(best, unroll=unroll, prefetch=2 if prefetches_stream(w, t) else 0)
 
     def apply(self, sch: s_tir.Schedule, w: Workload, t: Target, c: Config) -> None:
         """The docstring's steps, in s_tir primitives."""
+        from tvm import te
+
         out = sch.get_sblock("out")
         n, ob, p, o = sch.get_loops(out)
         no, ni = sch.split(n, [None, c.int("tile_n")])
@@ -121,6 +131,10 @@ class Dense:
             by_lane=t.lane_operand and c.int("unroll") == w.in_block,
         )  # fmt: skip
         finish_tile(sch, (ni, oi), o)
+        if "prefetch" in c:  # 3.
+            chunks, each = c.int("chunks"), w.out_blocks // c.int("tile_oc") // c.int("chunks")
+            panel = te.indexmod(sch.get(fused).loop_var, chunks) * each + sch.get(at).loop_var
+            prefetch_stream(sch, w, at, panel, c.int("tile_oc"), c.int("prefetch"))
 
 
 TEMPLATE = Dense()

@@ -117,6 +117,34 @@ def test_every_line_is_asked_for_when_weights_are_read(
         assert asked.sum() <= 1.5 * passes * weights + 64, (config, asked)
 
 
+@here
+@pytest.mark.parametrize(("ic", "oc", "n"), [(200, 48, 1), (24, 96, 2), (8, 16, 1), (40, 64, 1)])
+def test_dense_layers_ask_for_every_line_once_a_sample_tile(ic: int, oc: int, n: int) -> None:
+    import tvm
+
+    w = Workload(op="dense", n=n, ic=ic, ih=1, iw=1, oc=oc, in_block=8, out_block=8)
+    template = TEMPLATES["dense"]
+    assert template.default(w, AVX2, 1)["prefetch"] == 2
+    assert "prefetch" not in template.default(w, load_target("rpi4"), 1)
+    configs = {
+        (c["tile_n"], c["tile_oc"], c["chunks"], c["unroll"]): c
+        for c in template.space(w, AVX2, 2).configs()
+        if "prefetch" in c
+    }
+    for (tile_n, *_), config in configs.items():
+        func, lines = counted(kernel(w, AVX2, "dense", config), w)
+        lib = tvm.compile(tvm.IRModule({"main": func}), target=tvm.target.Target("llvm"))
+        inputs = example_inputs(w, 0)
+        out = tvm.runtime.tensor(np.full(w.out_shape, np.nan, w.out_dtype))
+        seen = tvm.runtime.tensor(np.zeros(lines, np.int32))
+        lib["main"](*map(tvm.runtime.tensor, inputs), out, seen)
+        assert relative_error(out.numpy(), reference(w, inputs), w.oc) < 2e-5, config
+        weights = ic * oc // FLOATS
+        asked = n // tile_n * (2 if config["unroll"] == 1 else 1)  # of a line of two channels
+        assert (seen.numpy()[:weights] == asked).all(), config
+        assert not seen.numpy()[weights:].any()
+
+
 def passes_over(w: Workload, c: Config) -> int:
     """How often an image's weights are read."""
     if w.op == "dwpw":

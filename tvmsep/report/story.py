@@ -220,8 +220,8 @@ def _task(
     if best is not None and default is not None:
         # Places of one code compare with themselves alone: the winner's, or else another that both
         # ran at, or else the search.
-        places = {best.trial.workload: 0, **{t.workload: 0 for t in mine}} if inside else {}
-        turns = [([t for t in mine if t.workload == at], "network") for at in places]
+        places = dict.fromkeys([best.trial.workload, *(t.workload for t in mine)])
+        turns = [([t for t in mine if t.workload == at], "network") for at in places if inside]
         ratios = (
             _ratio(here, default, best.config, phase) for here, phase in [*turns, (mine, "search")]
         )
