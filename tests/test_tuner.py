@@ -26,6 +26,7 @@ from tvmsep.measure import Board, Built, Failed, Measured, NetworkTimes
 from tvmsep.schedules import TEMPLATES
 from tvmsep.targets import load_target
 from tvmsep.tuner import TuneResult, TuneState, tune_tasks
+from tvmsep.tuner.state import task_key
 
 TARGET = load_target("x86-avx512")
 PEAK = 100e9
@@ -168,6 +169,22 @@ def test_running_again_goes_on_and_measures_nothing_twice(tmp_path: Path) -> Non
     assert len(search(both)) == 60 and result.state.trials == 30
     assert max(Counter(search(both)).values()) == 1
     assert read_log(path) == both
+
+
+def test_defaults_that_a_log_has_not_heard_of_come_first(tmp_path: Path) -> None:
+    """As after an update that changed them."""
+    path = tmp_path / "log.jsonl"
+    result, first = tune(FakeFarm(), path, trials=30)
+    defaults = {(task_key(s.task), s.default) for s in result.state.tasks}
+    kept = [
+        line
+        for line, t in zip(path.read_bytes().splitlines(keepends=True), first, strict=True)
+        if (t.task_key, t.as_config()) not in defaults
+    ]
+    path.write_bytes(b"".join(kept))
+    _, both = tune(FakeFarm(), path, trials=len(defaults) + 3)
+    later = search(both[len(kept) :])
+    assert set(later[: len(defaults)]) == defaults and len(later) == len(defaults) + 3
 
 
 def test_equal_programs_are_measured_once(tmp_path: Path) -> None:

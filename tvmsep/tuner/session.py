@@ -167,7 +167,8 @@ def _choose(
     """The next batch, or why there is none.
 
     Tasks that are being measured come last; of those never measured the one from which most is
-    hoped for comes first, and kernels that could replace two others when these have their times.
+    hoped for comes first, and kernels that could replace two others when these have their times. A
+    default that a log has not heard of is measured at once, alone.
     With `first` only a task that was never measured will do.
     """
     state = run.state
@@ -194,6 +195,8 @@ def _choose(
         return "", None
     few = FIRST_BATCH_TAUGHT if run.taught(best.task.template) else FIRST_BATCH
     size = BATCH * min(run.farm.boards, MAX_BATCHES) if best.trials else few
+    if best.outdated:
+        size = 1
     return "", (best, run.propose(best, int(min(size, left))))
 
 

@@ -53,10 +53,18 @@ class TaskState:
         """Whether every config has been tried, or is about to be."""
         return len(self.tried | self.pending) >= len(self.space)
 
+    @property
+    def outdated(self) -> bool:
+        """Whether its default is not among its trials: a log was made when it was another."""
+        known = self.tried | self.pending
+        return self.trials > 0 and self.default not in known and self.default in self.space
+
     def promise_s(self) -> float:
         """Seconds of the network that another batch may save, an estimate."""
         if self.exhausted:
             return 0.0
+        if self.outdated:
+            return math.inf
         if not math.isfinite(self.best_s):
             return math.inf if self.trials < HOPELESS else 0.0
         # The peak was measured once, perhaps in a slow moment: some room is always left.
