@@ -7,15 +7,15 @@ part of the time, and its misses are not hidden: the hardware sees each panel as
 the tiles of a panel ask for the lines of the one that comes next, each for its part.
 
 On Zen 3, inside MobileNetV2, the 7x7 layers took 0.82 to 0.92 of their time with it, those of 14x14
-0.92 to 0.99; on Zen 4 0.87 to 1.00 and 0.97 to 1.00 (docs/prefetch.md). Many lines must be asked
+0.92 to 0.99; on Zen 4 0.86 to 1.00 and 0.95 to 1.00 (docs/prefetch.md). Many lines must be asked
 for between the multiply-adds, a few a step: 18 to 80 of them at a tile's begin gained half as much
 or lost 7 %, since a core has places for some 20 misses. Few are best asked for there: inside the
 loops they cost 14x14 layers 1 to 5 %.
 
 Dense layers use each weight once and read several streams at a time; there it is the same panel's
 weights that are asked for, 32 channels ahead. Squeeze-and-excite's layers, whose streams are short,
-took 0.78 to 0.96 of their time with it on Zen 4 at one thread, classifiers 1.00; all of them 0.83
-to 0.92 at two.
+took 0.78 to 0.96 of their time with it on Zen 4 at one thread, classifiers 0.95 to 1.01; all of
+MobileNetV3-Large's 0.83 to 0.92 at two.
 """
 
 from __future__ import annotations

@@ -113,6 +113,20 @@ def test_failures_and_knobs_are_counted() -> None:
             assert cells[knob, str(value)] == (0, pytest.approx(0.5))
 
 
+def test_before_may_come_from_another_place_of_the_same_code() -> None:
+    w = workload(64)
+    elsewhere, best = msgspec.structs.replace(w, in_split="channels"), other_config(w)
+    log = [
+        trial(w, 0, times_s=(4e-4,), phase="network"),
+        trial(w, 0, times_s=(2e-4,), phase="network", config=best),
+        trial(elsewhere, 1, times_s=(1e-4,), phase="network", config=best),
+    ]
+    (task,) = tell(log, target=ZEN4).tasks
+    assert task.best_s == pytest.approx(1e-4) and task.before_s == pytest.approx(2e-4)
+    (task,) = tell(log[1:], target=ZEN4).tasks
+    assert task.before_s is None
+
+
 def test_the_shipped_log_as_a_story() -> None:
     read = read_sources([SHIPPED])
     story = tell(read.trials, target=read.target)

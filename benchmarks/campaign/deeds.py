@@ -172,9 +172,9 @@ def hurt(campaign: Campaign | None) -> Iterator[Answers]:
                     continue
                 kind = campaign.bad.pop()
                 name = hashlib.sha256(f"{kind} {next(number)}".encode()).hexdigest()[:16]
-                call = (kind, task, self.target, config, self._scratch.path, name)
-                assert self._pool is not None
-                (built[i],) = self._pool.map(candidates.build, [call], 30.0)
+                here = self._compile
+                call = (kind, task, self.target, config, here.scratch.path, name)
+                (built[i],) = here.pool.map(candidates.build, [call], 30.0)
                 if not isinstance(built[i], Built):
                     raise RuntimeError(f"no bad candidate: {built[i]}")
                 campaign.done[kind] += 1

@@ -43,8 +43,8 @@ class Builders:
         with contextlib.ExitStack() as ends:
             self.lock = HostLock(lock_timeout_s)
             ends.callback(self.lock.close)
-            self._scratch = Scratch("tvmsep-build-")
-            ends.callback(self._scratch.close)
+            self.scratch = Scratch("tvmsep-build-")
+            ends.callback(self.scratch.close)
             self.pool = Pool(count, builder.warm, {"TVM_USE_RUNTIME_LIB": "0"})
             ends.callback(self.pool.close)
             self._cluster = Cluster(where, lock_timeout_s) if isinstance(where, str) else None
@@ -52,9 +52,11 @@ class Builders:
 
     def close(self) -> None:
         """End every process and remove every file. Safe to call again."""
-        if self._cluster is not None:
-            self._cluster.close()
-        self._ends.close()
+        try:
+            if self._cluster is not None:
+                self._cluster.close()
+        finally:
+            self._ends.close()
 
     @property
     def count(self) -> int:
@@ -69,12 +71,12 @@ class Builders:
             raise RuntimeError("this farm was made without builders")
         if self._cluster is not None and jobs:
             try:
-                return self._cluster.build(jobs, self._target, self._scratch.path, self._timeout_s)
+                return self._cluster.build(jobs, self._target, self.scratch.path, self._timeout_s)
             except BuildersLost as exc:
                 note(f"the builders at {self._cluster.address} have gone ({exc}): building here")
                 self._cluster.close()
                 self._cluster = None
-        calls = [(task, self._target, config, self._scratch.path) for task, config in jobs]
+        calls = [(task, self._target, config, self.scratch.path) for task, config in jobs]
         with self.lock.hold(exclusive=False):
             answers = self.pool.map(builder.build_candidate, calls, self._timeout_s)
         return [_built(answer) for answer in answers]
@@ -87,7 +89,7 @@ class Builders:
 
         with self.lock.hold(exclusive=False):
             calls = [
-                (tvm.ir.save_json(m), self._target, dict(linked), self._scratch.path)
+                (tvm.ir.save_json(m), self._target, dict(linked), self.scratch.path)
                 for m, linked in zip(modules, objects or [{}] * len(modules), strict=True)
             ]
             gpu = self._target.gpu is not None
@@ -105,7 +107,7 @@ class Builders:
             BoardError: it cannot be compiled.
         """
         (library,) = self.pool.map(
-            build, [(self._target, self._scratch.path, *call)], self._timeout_s
+            build, [(self._target, self.scratch.path, *call)], self._timeout_s
         )
         if not isinstance(library, Path):
             raise BoardError(f"cannot compile for target {self._target.name}: {library}")

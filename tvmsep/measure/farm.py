@@ -122,12 +122,17 @@ class Farm:
     def close(self) -> None:
         """End every process and remove every file. Safe to call again."""
         self._closed = True
-        if self._boards is not None:
-            self._boards.close()
-        if self._server is not None:
-            self._server.stop()
-        if self._builders is not None:
-            self._builders.close()
+        builders = self._builders
+        try:
+            if builders is not None:
+                builders.pool.close()  # a build under way lets no board be timed
+            if self._boards is not None:
+                self._boards.close()
+            if self._server is not None:
+                self._server.stop()
+        finally:
+            if builders is not None:
+                builders.close()
 
     def _check_open(self) -> None:
         if self._closed:

@@ -218,13 +218,11 @@ def _task(
     before_s, inside = None, best is not None and best.trial.phase == "network"
     default = _default(w, first, target)
     if best is not None and default is not None:
-        # Places of one code compare with themselves alone: the winner's, or else another that both
-        # ran at, or else the search.
-        places = dict.fromkeys([best.trial.workload, *(t.workload for t in mine)])
-        turns = [([t for t in mine if t.workload == at], "network") for at in places if inside]
-        ratios = (
-            _ratio(here, default, best.config, phase) for here, phase in [*turns, (mine, "search")]
-        )
+        # Places of one code compare with themselves alone: the winner's, or another with both.
+        at = dict.fromkeys([best.trial.workload, *(t.workload for t in mine)])
+        groups = [[t for t in mine if t.workload == w] for w in at] if inside else [mine]
+        phase = "network" if inside else "search"
+        ratios = (_ratio(here, default, best.config, phase) for here in groups)
         ratio = next((r for r in ratios if r is not None), None)
         before_s = None if ratio is None else ratio * best_s
     return TaskStory(

@@ -280,6 +280,10 @@ class Run:
                 )
                 trial = self.trial(task, config, answer, "search", program, "equal program")
                 self._log(state, trial)
+        asked = {c for _, c, _ in batch.todo}.union(*batch.waiting.values())
+        if asked == {state.default} and math.isfinite(before):  # says nothing of the search
+            self.tell()
+            return not gone
         after = state.best_s
         gained = 1.0 - after / before if math.isfinite(before) and before > 0 else 0.3
         state.gain = 0.5 * state.gain + 0.5 * gained

@@ -155,7 +155,8 @@ def _choose_some(run: Run, over: Callable[[], bool]) -> tuple[str, list[_Choice]
     while choice is not None:
         chosen.append(choice)
         size = sum(len(configs) for _, configs in chosen)
-        if choice[0].trials or size >= max(BATCH, run.farm.builders):
+        searched = choice[0].trials and choice[1] != [choice[0].default]
+        if searched or size >= max(BATCH, run.farm.builders):
             break
         _, choice = _choose(run, over, [state for state, _ in chosen], first=True)
     return reason, chosen
@@ -168,8 +169,8 @@ def _choose(
 
     Tasks that are being measured come last; of those never measured the one from which most is
     hoped for comes first, and kernels that could replace two others when these have their times. A
-    default that a log has not heard of is measured at once, alone.
-    With `first` only a task that was never measured will do.
+    default that a log has not heard of is measured before the search goes on, alone.
+    With `first` only such tasks, and those never measured, will do.
     """
     state = run.state
     if over():
@@ -191,7 +192,8 @@ def _choose(
     best = next((t for t in order if t.promise_s() > 0.0), None)
     if best is None:
         return "exhausted", None
-    if first and (best.trials or any(best is b for b in busy)):
+    searched = best.trials and not best.outdated
+    if first and (searched or any(best is b for b in busy)):
         return "", None
     few = FIRST_BATCH_TAUGHT if run.taught(best.task.template) else FIRST_BATCH
     size = BATCH * min(run.farm.boards, MAX_BATCHES) if best.trials else few

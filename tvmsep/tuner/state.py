@@ -55,7 +55,7 @@ class TaskState:
 
     @property
     def outdated(self) -> bool:
-        """Whether its default is not among its trials: a log was made when it was another."""
+        """Whether its default is not among its trials: it was another then, or a board was lost."""
         known = self.tried | self.pending
         return self.trials > 0 and self.default not in known and self.default in self.space
 
