@@ -19,7 +19,7 @@ from tvmsep.logs import read_log
 
 ROOT = Path(__file__).parents[1]
 SHIPPED = ROOT / "logs" / "x86-zen4" / "mobilenet_v2.jsonl"
-TASKS = len({t.task_key for t in read_log(SHIPPED)})
+TASKS = len({t.code_key for t in read_log(SHIPPED)})
 CHROMIUM = next(filter(None, map(shutil.which, ("chromium", "chromium-browser"))), None)
 PLOTS = ("network", "layers", "roofline", "trials", "wall", "knobs")
 LOAD_MS = 30_000
