@@ -75,13 +75,12 @@ def prefetch_next(
     """
     from tvm import tirx
 
-    reads = sch.get(sch.get_sblock("acc_update")).reads
-    panels = next(region.source for region in reads if region.source.name == "w")
+    panels = _weights(sch)
     row = w.out_block * item_bytes(w)
     lines = -(-tile_oc * w.in_blocks * w.in_block * row // LINE)
     loop, steps, step = at, 1, 0
     if lines > _BURST * tiles:
-        loop = _within(sch, at)
+        loop = _inside(sch, at)[0]
         step = sch.get(loop).loop_var
         steps = int(sch.get(loop).extent)
     count = -(-lines // (tiles * steps))
@@ -90,8 +89,7 @@ def prefetch_next(
     for k in range(count):
         line = (number * steps + step) * count + k
         address = tirx.address_of(panels[after * tile_oc, line * LINE // row, 0])
-        # Not `tirx.prefetch`, whose text in a bundle TVM's parser does not know.
-        asks.append(tirx.call_llvm_intrin("void", "llvm.prefetch", address, 0, 4 - level, 1))
+        asks.append(_ask(address, level))
     enough = -(-lines // (steps * count))
     _insert(sch, loop, asks, number < enough if enough < tiles else None)
 
@@ -145,11 +143,9 @@ def prefetch_stream(
     """
     from tvm import tirx
 
-    loop = block = _within(sch, at)
-    inner = sch.get_loops(sch.get_sblock("acc_update"))
-    inner = inner[[sch.get(one).same_as(sch.get(block)) for one in inner].index(True) + 1 :]
+    block, *inner = _inside(sch, at)
     serial = [one for one in inner if sch.get(one).kind == tirx.ForKind.SERIAL]
-    first, count = tirx.const(0), w.in_block
+    loop, first, count = block, tirx.const(0), w.in_block
     if serial and int(sch.get(serial[0]).extent) > 1:
         loop = serial[0]
         count = w.in_block // int(sch.get(loop).extent)
@@ -158,22 +154,31 @@ def prefetch_stream(
     channel = tirx.indexmod(later, w.in_blocks) * w.in_block + first
     panels = w.out_blocks // tile_oc
     which = tirx.indexmod(panel + tirx.indexdiv(later, w.in_blocks), panels) * tile_oc
-    reads = sch.get(sch.get_sblock("acc_update")).reads
-    weights = next(region.source for region in reads if region.source.name == "w")
+    weights = _weights(sch)
     step = max(1, LINE // (w.out_block * item_bytes(w)))
     asks = [
-        tirx.call_llvm_intrin(
-            "void", "llvm.prefetch", tirx.address_of(weights[which + o, channel + k, 0]),
-            0, 4 - level, 1,
-        )
+        _ask(tirx.address_of(weights[which + o, channel + k, 0]), level)
         for k in range(0, count, step)
         for o in range(tile_oc)
-    ]  # fmt: skip
+    ]
     _insert(sch, loop, asks)
 
 
-def _within(sch: s_tir.Schedule, at: Any) -> Any:
-    """The outermost loop of the reduction under loop `at`."""
+def _inside(sch: s_tir.Schedule, at: Any) -> list[Any]:
+    """The loops of the reduction under loop `at`, the outermost first."""
     loops = sch.get_loops(sch.get_sblock("acc_update"))
     depth = [sch.get(loop).same_as(sch.get(at)) for loop in loops].index(True)
-    return loops[depth + 1]
+    return list(loops[depth + 1 :])
+
+
+def _weights(sch: s_tir.Schedule) -> Any:
+    """The parameter `w`, as the reduction reads it."""
+    reads = sch.get(sch.get_sblock("acc_update")).reads
+    return next(region.source for region in reads if region.source.name == "w")
+
+
+def _ask(address: Any, level: int) -> Any:
+    """A call that asks for a line. Not `tirx.prefetch`, whose text TVM's parser does not know."""
+    from tvm import tirx
+
+    return tirx.call_llvm_intrin("void", "llvm.prefetch", address, 0, 4 - level, 1)

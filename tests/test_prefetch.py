@@ -79,6 +79,20 @@ def counted(func: Any, w: Workload) -> tuple[Any, int]:
     return whole.with_attr("global_symbol", "main"), lines
 
 
+def asked_for(w: Workload, template: str, config: Config) -> Any:
+    """How often a run asks for each line; what it computes is checked."""
+    import tvm
+
+    func, lines = counted(kernel(w, AVX2, template, config), w)
+    lib = tvm.compile(tvm.IRModule({"main": func}), target=tvm.target.Target("llvm"))
+    inputs = example_inputs(w, 0)
+    out = tvm.runtime.tensor(np.full(w.out_shape, np.nan, w.out_dtype))
+    seen = tvm.runtime.tensor(np.zeros(lines, np.int32))
+    lib["main"](*map(tvm.runtime.tensor, inputs), out, seen)
+    assert relative_error(out.numpy(), reference(w, inputs), w.oc) < 2e-5, config
+    return seen.numpy()
+
+
 CASES = [
     (pointwise(7, 160, 96), 1, {"oc", "oc.oc", "px.oc"}),  # asks between the multiply-adds
     (pointwise(14, 32, 48), 1, {"oc", "oc.oc", "px.oc"}),  # has few to ask for: at a tile's begin
@@ -96,23 +110,14 @@ CASES = [
 def test_every_line_is_asked_for_when_weights_are_read(
     w: Workload, threads: int, loops: set[str]
 ) -> None:
-    import tvm
-
     configs = prefetching(w, threads)
     assert {c["loop"] for _, c in configs} == loops
     if w.op == "dwpw" and w.ow == 14:
         assert any(w.ow % c.int("tile_w") for _, c in configs)
     for template, config in configs:
-        func, lines = counted(kernel(w, AVX2, template, config), w)
-        lib = tvm.compile(tvm.IRModule({"main": func}), target=tvm.target.Target("llvm"))
-        inputs = example_inputs(w, 0)
-        out = tvm.runtime.tensor(np.full(w.out_shape, np.nan, w.out_dtype))
-        seen = tvm.runtime.tensor(np.zeros(lines, np.int32))
-        lib["main"](*map(tvm.runtime.tensor, inputs), out, seen)
-        assert relative_error(out.numpy(), reference(w, inputs), w.oc) < 2e-5, config
+        asked = asked_for(w, template, config)
         weights = w.out_blocks * w.in_blocks * 64 // FLOATS
         passes = w.n * passes_over(w, config)
-        asked = seen.numpy()
         assert (asked[:weights] >= passes).all(), (config, asked)
         assert asked.sum() <= 1.5 * passes * weights + 64, (config, asked)
 
@@ -120,8 +125,6 @@ def test_every_line_is_asked_for_when_weights_are_read(
 @here
 @pytest.mark.parametrize(("ic", "oc", "n"), [(200, 48, 1), (24, 96, 2), (8, 16, 1), (40, 64, 1)])
 def test_dense_layers_ask_for_every_line_once_a_sample_tile(ic: int, oc: int, n: int) -> None:
-    import tvm
-
     w = Workload(op="dense", n=n, ic=ic, ih=1, iw=1, oc=oc, in_block=8, out_block=8)
     template = TEMPLATES["dense"]
     assert template.default(w, AVX2, 1)["prefetch"] == 2
@@ -132,17 +135,11 @@ def test_dense_layers_ask_for_every_line_once_a_sample_tile(ic: int, oc: int, n:
         if "prefetch" in c
     }
     for (tile_n, *_), config in configs.items():
-        func, lines = counted(kernel(w, AVX2, "dense", config), w)
-        lib = tvm.compile(tvm.IRModule({"main": func}), target=tvm.target.Target("llvm"))
-        inputs = example_inputs(w, 0)
-        out = tvm.runtime.tensor(np.full(w.out_shape, np.nan, w.out_dtype))
-        seen = tvm.runtime.tensor(np.zeros(lines, np.int32))
-        lib["main"](*map(tvm.runtime.tensor, inputs), out, seen)
-        assert relative_error(out.numpy(), reference(w, inputs), w.oc) < 2e-5, config
+        seen = asked_for(w, "dense", config)
         weights = ic * oc // FLOATS
         asked = n // tile_n * (2 if config["unroll"] == 1 else 1)  # of a line of two channels
-        assert (seen.numpy()[:weights] == asked).all(), config
-        assert not seen.numpy()[weights:].any()
+        assert (seen[:weights] == asked).all(), config
+        assert not seen[weights:].any()
 
 
 def passes_over(w: Workload, c: Config) -> int:
