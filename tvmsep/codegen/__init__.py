@@ -2,6 +2,7 @@
 
 from tvmsep.codegen.kernel import kernel, unscheduled
 from tvmsep.codegen.link import LinkRefused, compile_c, link_object, link_shared
+from tvmsep.codegen.lowering import machine_code
 from tvmsep.codegen.reference import example_inputs, reference, relative_error
 
 __all__ = [
@@ -11,6 +12,7 @@ __all__ = [
     "kernel",
     "link_object",
     "link_shared",
+    "machine_code",
     "reference",
     "relative_error",
     "unscheduled",

@@ -58,16 +58,13 @@ def side(choice: Choice, target: Target) -> Side:
     Raises:
         InputError: TVM refuses it.
     """
-    import tvm
-
-    from tvmsep.codegen import kernel
+    from tvmsep.codegen import kernel, machine_code
     from tvmsep.codegen.assembly import hot_loop
-    from tvmsep.codegen.cuda import building, device_code
+    from tvmsep.codegen.cuda import device_code
 
     try:
         func = kernel(choice.task.workload, target, choice.template, choice.config)
-        with building(target):
-            library = tvm.tirx.build(func, tvm.target.Target(target.tvm_dict()))
+        library = machine_code(func, target)
         loops = _loops(func)
     except Exception as error:  # TVM raises whatever it likes
         raise InputError(f"{choice.text}: TVM refuses this config: {error}") from error

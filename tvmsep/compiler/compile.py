@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 from tvmsep.codegen import compile_c, link_object, link_shared
 from tvmsep.codegen.cuda import building, device_object
+from tvmsep.codegen.lowering import pipeline
 from tvmsep.compiler.batch import parts_of
 from tvmsep.compiler.fallback import schedule_rest
 from tvmsep.compiler.fallback_cuda import legalise_scans, schedule_rest_cuda
@@ -190,4 +191,4 @@ def _build(lowered: IRModule, target: Target) -> Any:
 
     device = tvm.target.Target(target.tvm_dict())
     with building(target):
-        return relax.build(lowered, device, relax_pipeline=None, tir_pipeline="s_tir")
+        return relax.build(lowered, device, relax_pipeline=None, tir_pipeline=pipeline())

@@ -12,6 +12,7 @@ import hashlib
 import math
 from typing import TYPE_CHECKING, Any
 
+from tvmsep.codegen import machine_code
 from tvmsep.codegen.assembly import hot_loop
 from tvmsep.contracts import Target, Workload
 from tvmsep.estimate.mca import find_mca, loop_cycles, must_have_model
@@ -49,12 +50,8 @@ def cpu_seconds(
     Raises:
         InputError: the target names no core to model, or llvm-mca is missing, too old or refuses.
     """
-    import tvm
-
     must_have_model(target)
-    built = tvm.tirx.build(
-        func.with_attr("global_symbol", "main"), tvm.target.Target(target.tvm_dict())
-    )
+    built = machine_code(func.with_attr("global_symbol", "main"), target)
     assembly = built.inspect_source("s")
     loop = hot_loop(assembly.splitlines())
     full = target.elements(w.dtype)

@@ -8,6 +8,7 @@ import shutil
 import subprocess
 from typing import Any
 
+from tvmsep.codegen import machine_code
 from tvmsep.codegen.assembly import Loop, hot_loop
 from tvmsep.contracts import InputError, Target
 
@@ -84,11 +85,7 @@ def version_line(tool: str) -> str:
 
 def compiled_loop(func: Any, target: Target) -> Loop:
     """Compile a scheduled kernel and find its hot loop; empty where it has none."""
-    import tvm
-
-    built = tvm.tirx.build(
-        func.with_attr("global_symbol", "main"), tvm.target.Target(target.tvm_dict())
-    )
+    built = machine_code(func.with_attr("global_symbol", "main"), target)
     return hot_loop(built.inspect_source("s").splitlines())
 
 

@@ -11,8 +11,8 @@ from __future__ import annotations
 
 import msgspec
 
-from tvmsep.codegen import kernel
-from tvmsep.codegen.cuda import building, device_code
+from tvmsep.codegen import kernel, machine_code
+from tvmsep.codegen.cuda import device_code
 from tvmsep.contracts import Target, Workload
 from tvmsep.estimate.gpu import GpuTime, gpu_seconds
 from tvmsep.schedules import template_for
@@ -63,13 +63,10 @@ def spill_bytes(w: Workload, target: Target) -> int:
         DeviceCodeRefused: it does not compile.
         LinkError: the compiler is not installed.
     """
-    import tvm
-
     template = template_for(w, target)
     assert template is not None and target.gpu is not None
     func = kernel(w, target, template.name, template.default(w, target, 1))
-    with building(target):
-        built = tvm.tirx.build(func, tvm.target.Target(target.tvm_dict()))
+    built = machine_code(func, target)
     code = device_code(built.imports[0].inspect_source(), target.gpu)
     return sum(r.spill_bytes for r in code.resources)
 

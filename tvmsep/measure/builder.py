@@ -38,12 +38,9 @@ def warm() -> None:
 
 def _object(mod: IRModule | tirx.PrimFunc, target: Target, out: Path) -> None:
     """Compile to an object file that appears complete or not at all."""
-    import tvm
+    from tvmsep.codegen import machine_code
 
-    from tvmsep.codegen.cuda import building
-
-    with building(target):
-        lib = tvm.tirx.build(mod, tvm.target.Target(target.tvm_dict()))
+    lib = machine_code(mod, target)
     handle, name = tempfile.mkstemp(dir=out.parent, suffix=".o")
     os.close(handle)
     lib.write_to_file(name, "o")
@@ -112,13 +109,9 @@ def link_candidate(func: tirx.PrimFunc, task: Task, target: Target, outdir: Path
 
 def _link_for_device(func: tirx.PrimFunc, target: Target, outdir: Path) -> Built:
     """As `link_candidate`; `Built.object` is None, since machine code of a device has no linker."""
-    import tvm
+    from tvmsep.codegen import link_shared, machine_code
 
-    from tvmsep.codegen import link_shared
-    from tvmsep.codegen.cuda import building
-
-    with building(target):
-        lib = tvm.tirx.build(func, tvm.target.Target(target.tvm_dict()))
+    lib = machine_code(func, target)
     with tempfile.TemporaryDirectory(dir=outdir) as name:
         objects = objects_of(lib, target, Path(name))
         digest = hashlib.sha256(b"".join(o.read_bytes() for o in objects))

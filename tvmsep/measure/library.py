@@ -36,13 +36,9 @@ def build_library(mod: IRModule | tirx.PrimFunc, t: Target, out: Path) -> Path:
     Raises:
         LinkError: as `objects_of`, or the linker refuses.
     """
-    import tvm
+    from tvmsep.codegen import link_shared, machine_code
 
-    from tvmsep.codegen import link_shared
-    from tvmsep.codegen.cuda import building
-
-    with building(t):
-        lib = tvm.tirx.build(mod, tvm.target.Target(t.tvm_dict()))
+    lib = machine_code(mod, t)
     with tempfile.TemporaryDirectory(dir=out.parent) as name:
         linked = Path(name) / out.name
         link_shared(objects_of(lib, t, Path(name)), linked, t)
