@@ -24,7 +24,14 @@ from typing import Any
 
 import numpy as np
 
-from tvmsep.codegen import example_inputs, kernel, link_shared, reference, relative_error
+from tvmsep.codegen import (
+    example_inputs,
+    kernel,
+    link_shared,
+    machine_code,
+    reference,
+    relative_error,
+)  # fmt: skip
 from tvmsep.contracts import Target, Workload
 from tvmsep.graph.plan import choose_block
 from tvmsep.schedules import template_for
@@ -176,7 +183,7 @@ def load(functions: dict[str, Any], t: Target, folder: Path) -> Any:
     import tvm
 
     name = f"lib{len(list(folder.iterdir()))}"
-    lib = tvm.tirx.build(tvm.IRModule(functions), tvm.target.Target(t.tvm_dict()))
+    lib = machine_code(tvm.IRModule(functions), t)
     lib.write_to_file(str(folder / f"{name}.o"))
     link_shared([folder / f"{name}.o"], folder / f"{name}.so", t)
     return tvm.runtime.load_module(str(folder / f"{name}.so"))

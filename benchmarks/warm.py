@@ -8,14 +8,20 @@ it has measured of each task, else its default, is then timed inside the network
 turns: a search's own times would reward the luckiest measurement. The best of each task is the best
 that any run found. The trials of all runs are kept in `--logs`, and what lies there is not measured
 again. Fused kernels take no part.
+
+Each task begins with its default, which the target's facts give. Where these are near the best
+already there is little for either to find, so `--without-defaults` takes them away: a task begins
+with a config drawn at random, or, for `warm`, with the one that what it has learnt ranks first.
 """
 
 from __future__ import annotations
 
 import argparse
+import contextlib
 import statistics
 import sys
-from collections.abc import Iterable, Mapping, Sequence
+from collections import defaultdict
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -28,7 +34,9 @@ from tvmsep.logs import LogFile
 from tvmsep.measure import Failed, Farm
 from tvmsep.schedules import TEMPLATES
 from tvmsep.tuner import finals, session, tune_tasks
-from tvmsep.tuner.state import task_key
+from tvmsep.tuner import run as tuner_run
+from tvmsep.tuner.model import CostModel
+from tvmsep.tuner.state import TaskState, same_code
 
 ROUNDS = 6
 """Turns of each variant of the network."""
@@ -41,18 +49,55 @@ def measured(path: Path) -> list[Trial]:
     return [t for t in load(path) if t.phase == "search"]
 
 
+def starts(
+    tasks: Sequence[Task], target: Target, prior: Sequence[Trial], seed: int, defaults: bool
+) -> Shipped:
+    """What a run begins with."""
+    if defaults:
+        return {
+            t.workload: TEMPLATES[t.template].default(t.workload, target, t.threads) for t in tasks
+        }
+    rng, found = np.random.default_rng(seed), {}
+    for t in tasks:
+        space = TEMPLATES[t.template].space(t.workload, target, t.threads).configs()
+        model = CostModel(seed, target.name, [p for p in prior if p.template == t.template])
+        model.fit([])
+        drawn = space[rng.integers(len(space))]
+        at = np.argmax(model.predict(t, space)) if model.trained else None
+        found[t.workload] = drawn if at is None else space[at]
+    return found
+
+
+@contextlib.contextmanager
+def beginning_with(firsts: Shipped) -> Iterator[None]:
+    """Let searches take other configs for the defaults."""
+    whole = tuner_run.TaskState
+
+    def other(task: Task, space: list[Config], _: Config, floor_s: float) -> TaskState:
+        return whole(task, space, firsts[task.workload], floor_s)
+
+    tuner_run.TaskState = other
+    try:
+        yield
+    finally:
+        tuner_run.TaskState = whole
+
+
 def shipped(
-    run: Iterable[Trial], tasks: Sequence[Task], target: Target, trials: int
+    run: Iterable[Trial], tasks: Sequence[Task], firsts: Shipped, trials: int
 ) -> list[Shipped]:
     """What a run would ship: before its first trial, and after each of them."""
-    now = {t.workload: TEMPLATES[t.template].default(t.workload, target, t.threads) for t in tasks}
-    of = {task_key(t): t.workload for t in tasks}
+    now = dict(firsts)
+    of: dict[str, list[Workload]] = defaultdict(list)
+    for task in tasks:
+        for key in same_code(task):
+            of[key].append(task.workload)
     best: dict[Workload, float] = {}
     found = [dict(now)]
     for t in run:
-        w = of.get(t.task_key)
-        if w is not None and t.times_s and t.median_s < best.get(w, np.inf):
-            best[w], now[w] = t.median_s, t.as_config()
+        for w in of[t.task_key]:
+            if t.times_s and t.median_s < best.get(w, np.inf):
+                best[w], now[w] = t.median_s, t.as_config()
         found.append(dict(now))
     found += [found[-1]] * (trials + 1 - len(found))
     return found[: trials + 1]
@@ -92,6 +137,7 @@ def main() -> None:
     parser.add_argument("--threads", type=int, default=1)
     parser.add_argument("--seeds", type=int, default=3)
     parser.add_argument("--trials", type=int, default=400)
+    parser.add_argument("--without-defaults", action="store_true", help="see above")
     parser.add_argument("--logs", type=Path, required=True, help="folder of the runs' logs")
     args = parser.parse_args()
 
@@ -103,16 +149,23 @@ def main() -> None:
     tasks = plan.tasks(target)
     args.warm = args.warm or ROOT / f"logs/{target.name}/mobilenet_v1.jsonl"
     prior = {"cold": [], "warm": [t for t in load(args.warm) if t.measured]}
+    first = {
+        (name, seed): starts(tasks, target, earlier, seed, not args.without_defaults)
+        for name, earlier in prior.items()
+        for seed in range(args.seeds)
+    }
+    kind = "-without-defaults" if args.without_defaults else ""
     with Farm(target) as farm:
         peak = farm.peak_flops_per_core()
         for seed in range(args.seeds):
             for name, earlier in prior.items():
-                path = args.logs / f"{name}{seed}.jsonl"
+                path = args.logs / f"{name}{seed}{kind}.jsonl"
                 if path.is_file():
                     continue
                 unfinished = path.with_suffix(".part")
                 unfinished.unlink(missing_ok=True)
-                with LogFile(unfinished, target=target.name) as records:
+                begin = beginning_with(first[name, seed])
+                with LogFile(unfinished, target=target.name) as records, begin:
                     tune_tasks(
                         tasks, target, farm, records, peak_flops_per_core=peak,
                         trials=args.trials, seed=seed, prior=earlier,
@@ -121,7 +174,12 @@ def main() -> None:
                 print(f"{path.name}: {len(measured(path))} trials", file=sys.stderr)
         runs = {
             name: [
-                shipped(measured(args.logs / f"{name}{seed}.jsonl"), tasks, target, args.trials)
+                shipped(
+                    measured(args.logs / f"{name}{seed}{kind}.jsonl"),
+                    tasks,
+                    first[name, seed],
+                    args.trials,
+                )  # fmt: skip
                 for seed in range(args.seeds)
             ]
             for name in prior
