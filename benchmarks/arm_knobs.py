@@ -9,9 +9,8 @@ import re
 from unittest import mock
 
 import msgspec
-import tvm
 
-from tvmsep.codegen import kernel
+from tvmsep.codegen import kernel, machine_code
 from tvmsep.codegen.assembly import Loop, hot_loop
 from tvmsep.contracts import Config, Target, Workload
 from tvmsep.estimate.mca import find_mca, loop_cycles
@@ -88,7 +87,7 @@ def row(w: Workload, t: Target, knobs: dict[str, int | str], tool: str) -> str:
     if w.op == "pointwise":
         knobs = {"unroll": w.vectors.in_block, "loads": "whole", **knobs}
     config = Config({**TEMPLATES[w.op].default(w, t, t.cores), **knobs})
-    built = tvm.tirx.build(kernel(w, t, w.op, config), tvm.target.Target(t.tvm_dict()))
+    built = machine_code(kernel(w, t, w.op, config), t)
     loop = hot_loop(built.inspect_source("s").splitlines())
     cycles = loop_cycles(loop, t, tool)
     use = loop.fmas / (cycles * t.fma_per_cycle)
@@ -120,7 +119,7 @@ def parts(t: Target, tool: str, products: int) -> str:
     knobs = {"tile_p": 8, "tile_oc": 2}
     config = Config({**TEMPLATES[w.op].default(w, t, t.cores), **knobs})
     with mock.patch.object(common, "HALF_SUM", products):
-        built = tvm.tirx.build(kernel(w, t, w.op, config), tvm.target.Target(t.tvm_dict()))
+        built = machine_code(kernel(w, t, w.op, config), t)
     assembly = built.inspect_source("s").splitlines()
     loop, steps = hot_loop(assembly), products // w.in_block
     cycles = steps * loop_cycles(loop, t, tool)

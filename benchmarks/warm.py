@@ -36,7 +36,7 @@ from tvmsep.schedules import TEMPLATES
 from tvmsep.tuner import finals, session, tune_tasks
 from tvmsep.tuner import run as tuner_run
 from tvmsep.tuner.model import CostModel
-from tvmsep.tuner.state import TaskState, same_code
+from tvmsep.tuner.state import TaskState, of_one_code, same_code
 
 ROUNDS = 6
 """Turns of each variant of the network."""
@@ -58,14 +58,16 @@ def starts(
             t.workload: TEMPLATES[t.template].default(t.workload, target, t.threads) for t in tasks
         }
     rng, found = np.random.default_rng(seed), {}
-    for t in tasks:
+    for t in of_one_code(tasks):
         space = TEMPLATES[t.template].space(t.workload, target, t.threads).configs()
-        model = CostModel(seed, target.name, [p for p in prior if p.template == t.template])
+        at = t.template, TEMPLATES[t.template].version, "search"  # of what teaches a tuner's model
+        earlier = [p for p in prior if (p.template, p.template_version, p.phase) == at]
+        model = CostModel(seed, target.name, earlier)
         model.fit([])
         drawn = space[rng.integers(len(space))]
-        at = np.argmax(model.predict(t, space)) if model.trained else None
-        found[t.workload] = drawn if at is None else space[at]
-    return found
+        best = np.argmax(model.predict(t, space)) if model.trained else None
+        found[t.workload.kernel] = drawn if best is None else space[best]
+    return {t.workload: found[t.workload.kernel] for t in tasks}
 
 
 @contextlib.contextmanager
@@ -154,7 +156,8 @@ def main() -> None:
         for name, earlier in prior.items()
         for seed in range(args.seeds)
     }
-    kind = "-without-defaults" if args.without_defaults else ""
+    kind = f"-{args.model}-{target.name}-{args.threads}"
+    kind += "-without-defaults" if args.without_defaults else ""
     with Farm(target) as farm:
         peak = farm.peak_flops_per_core()
         for seed in range(args.seeds):

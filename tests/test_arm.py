@@ -14,7 +14,7 @@ import tvmsep
 from tvmsep.api import prepare
 from tvmsep.boards.new_target import _ARM_CORES
 from tvmsep.bundle import Package
-from tvmsep.codegen import kernel
+from tvmsep.codegen import kernel, machine_code
 from tvmsep.codegen.assembly import Loop, hot_loop
 from tvmsep.contracts import Config, InputError, Target, Workload
 from tvmsep.graph.plan import choose_block, vectors_of
@@ -61,11 +61,9 @@ def formed(w: Workload, t: Target, layout: str, dtype: str = "float32") -> Workl
 
 
 def hot(w: Workload, t: Target, **knobs: object) -> Loop:
-    import tvm
-
     default = TEMPLATES[w.op].default(w, t, t.cores)
     func = kernel(w, t, w.op, Config({**default, **knobs}))
-    library = tvm.tirx.build(func, tvm.target.Target(t.tvm_dict()))
+    library = machine_code(func, t)
     return hot_loop(library.inspect_source("s").splitlines())
 
 

@@ -1,4 +1,4 @@
-"""Register tiles lie on the stack, whatever their size, so that LLVM can keep them in registers."""
+"""Arrays of up to 4 KB lie on the stack, so that LLVM can keep register tiles in registers."""
 
 from __future__ import annotations
 
@@ -8,7 +8,6 @@ import pytest
 
 from tvmsep.codegen import kernel, machine_code
 from tvmsep.contracts import Config, Workload
-from tvmsep.schedules import TEMPLATES
 from tvmsep.targets import load_target
 
 AVX512 = load_target("x86-avx512")
@@ -33,9 +32,28 @@ def test_accumulators_of_a_parallel_loop_stay_in_registers(tile_p: int) -> None:
     assert len(stores) == tile_p  # the results; none of a sum that goes on
 
 
-def test_what_is_no_register_tile_is_asked_for() -> None:
-    w = Workload(
-        op="dwpw", groups=64, ic=64, ih=28, iw=28, oc=64, kh=3, kw=3, pads=(1, 1, 1, 1),
-        in_block=16, out_block=16,
-    )  # fmt: skip
-    assert ASKS in assembly(w, TEMPLATES["dwpw"].default(w, AVX512, 1))
+@pytest.mark.parametrize(
+    ("floats", "asks"), [(255, False), (256, False), (1024, False), (1025, True)]
+)
+def test_small_arrays_lie_on_the_stack(floats: int, asks: bool) -> None:
+    from tvm import te
+
+    x = te.placeholder((floats,), name="x")
+    between = te.compute((floats,), lambda i: x[i] * x[i], name="between")
+    turned = te.compute((floats,), lambda i: between[floats - 1 - i] + between[i], name="turned")
+    text = machine_code(te.create_prim_func([x, turned]), AVX512).inspect_source("s")
+    assert (ASKS in text) == asks
+
+
+def test_what_lies_between_two_kernels_of_a_gpu_is_the_devices() -> None:
+    from tvm import s_tir, te
+
+    x = te.placeholder((256,), name="x")
+    between = te.compute((256,), lambda i: x[i] * x[i], name="between")
+    turned = te.compute((256,), lambda i: between[255 - i] + between[i], name="turned")
+    sch = s_tir.Schedule(te.create_prim_func([x, turned]))
+    for name in ("between", "turned"):
+        (loop,) = sch.get_loops(sch.get_sblock(name))
+        sch.bind(loop, "threadIdx.x")
+    host = machine_code(sch.mod, load_target("t4")).inspect_source()
+    assert ASKS in host

@@ -12,7 +12,14 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from workload_kit import ACTS, workloads
 
-from tvmsep.codegen import example_inputs, kernel, reference, relative_error, unscheduled
+from tvmsep.codegen import (
+    example_inputs,
+    kernel,
+    machine_code,
+    reference,
+    relative_error,
+    unscheduled,
+)
 from tvmsep.codegen.assembly import hot_loop
 from tvmsep.contracts import Config, Space, Target, Workload
 from tvmsep.graph.plan import choose_block, choose_split, layouts, vectors_of
@@ -36,8 +43,7 @@ def run(w: Workload, target: Target, config: Config) -> float:
 
     template = template_for(w, target)
     assert template is not None, w
-    func = kernel(w, target, template.name, config)
-    lib = tvm.compile(tvm.IRModule({"main": func}), target=tvm.target.Target(target.tvm_dict()))
+    lib = machine_code(kernel(w, target, template.name, config), target)
     inputs = example_inputs(w, 0)
     out = tvm.runtime.tensor(np.full(w.out_shape, np.nan, w.out_dtype))
     lib["main"](*map(tvm.runtime.tensor, inputs), out)
@@ -228,15 +234,12 @@ def test_only_plain_padded_inputs_may_be_read_where_they_lie() -> None:
 
 @pytest.mark.parametrize(("tile_p", "tile_oc"), [(4, 3), (3, 4), (6, 2), (2, 6)])
 def test_twelve_accumulators_stay_in_sixteen_registers(tile_p: int, tile_oc: int) -> None:
-    import tvm
-
     target, template = load_target("x86-avx2"), TEMPLATES["pointwise"]
     w = Workload(op="pointwise", ic=96, ih=12, iw=12, oc=192, in_block=8, out_block=8)
     config = Config(tile_p=tile_p, tile_oc=tile_oc, loop="oc", chunks=1, unroll=8)
     assert config in template.space(w, target, 1)
-    func = kernel(w, target, "pointwise", config)
-    lib = tvm.compile(tvm.IRModule({"main": func}), target=tvm.target.Target(target.tvm_dict()))
-    loop = hot_loop(lib.mod.inspect_source("s").splitlines())
+    lib = machine_code(kernel(w, target, "pointwise", config), target)
+    loop = hot_loop(lib.inspect_source("s").splitlines())
     assert (loop.fmas, loop.spills) == (8 * 12, 0), loop.lines
 
 

@@ -15,7 +15,7 @@ import pytest
 import tvm_ffi
 from boards import emulated
 
-from tvmsep.codegen import example_inputs, kernel, reference, relative_error
+from tvmsep.codegen import example_inputs, kernel, machine_code, reference, relative_error
 from tvmsep.codegen.link import zig
 from tvmsep.contracts import Target, Workload
 from tvmsep.graph.plan import choose_block, vectors_of
@@ -97,8 +97,6 @@ def main_object(t: Target, mains: dict[str, Path]) -> Path:
 
 @pytest.mark.parametrize("name", NAMES)
 def test_kernels_equal_numpy(name: str, mains: dict[str, Path], tmp_path: Path) -> None:
-    import tvm
-
     t = load_target(name)
     tool = emulated.qemu("arm" if t.machine == "armv7l" else "aarch64")
     main = main_object(t, mains)
@@ -106,7 +104,7 @@ def test_kernels_equal_numpy(name: str, mains: dict[str, Path], tmp_path: Path) 
         template = TEMPLATES[w.op]
         assert template.accepts(w, t), w.label
         config = template.default(w, t, TASKS)
-        built = tvm.tirx.build(kernel(w, t, template.name, config), tvm.target.Target(t.tvm_dict()))
+        built = machine_code(kernel(w, t, template.name, config), t)
         obj, program = tmp_path / "kernel.o", tmp_path / "kernel"
         built.write_to_file(str(obj), "o")
         zig_cc(t, "-static", obj, main, "-o", program)

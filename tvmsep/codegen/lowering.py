@@ -1,9 +1,10 @@
-"""From scheduled functions to machine code: TVM's pipeline, with register tiles kept on the stack.
+"""From scheduled functions to machine code: TVM's pipeline, on CPUs with small arrays on the stack.
 
 TVM puts an array of a kilobyte or more into memory that it asks for at run time. A register tile of
-16 accumulators of AVX-512 is one. LLVM turns an array on the stack whose indices are constants into
-registers, one from a call only where it can prove that nobody else sees it: in the function that a
-parallel loop becomes it often cannot, and stores all accumulators between two steps of the sum.
+16 accumulators of AVX-512 is such an array. LLVM turns an array on the stack whose indices are
+constants into registers, one from a call only where it can prove that nobody else sees it: in the
+function that a parallel loop becomes it often cannot, and stores all accumulators between two steps
+of the sum.
 """
 
 from __future__ import annotations
@@ -19,7 +20,7 @@ if TYPE_CHECKING:
 
 _PIPELINE = "tvmsep"
 _STACK_BYTES = 4096
-"""Up to which an array is put on the stack: the registers of AVX-512 twice."""
+"""Of the largest array that is put on the stack: the registers of AVX-512 twice."""
 _AS_IT_IS = "disable_lower_builtin"
 """Of an allocation: TVM's own word for one that shall not become a call."""
 
@@ -30,11 +31,17 @@ def machine_code(mod: IRModule | tirx.PrimFunc, target: Target) -> Any:
 
     with building(target):
         device = tvm.target.Target(target.tvm_dict())
-        return tvm.tirx.build(mod, device, pipeline=pipeline())
+        return tvm.tirx.build(mod, device, pipeline=pipeline(target))
 
 
-def pipeline() -> str:
-    """The name by which TVM knows how functions are lowered here."""
+def pipeline(target: Target) -> str:
+    """The name by which TVM knows how a target's functions are lowered.
+
+    A GPU's keep TVM's own: an array between two of its kernels belongs to the device, and in the
+    host's part of the function nothing here would tell.
+    """
+    if target.gpu is not None:
+        return "s_tir"
     import tvm
     from tvm.s_tir.pipeline import default_s_tir_pipeline
     from tvm.tirx import compilation_pipeline as known
@@ -53,8 +60,6 @@ def _on_stack(func: tirx.PrimFunc, mod: IRModule, context: Any) -> tirx.PrimFunc
     import tvm_ffi
     from tvm import tirx
 
-    if func.attrs["target"].kind.name != "llvm":
-        return func
     return func.with_body(tvm_ffi.structural_map(func.body, (tirx.AllocBuffer, _kept)))
 
 
@@ -64,9 +69,10 @@ def _kept(allocation: Any) -> Any:
 
     buffer = allocation.buffer
     dtype = tvm.DataType(str(buffer.dtype))
-    extents = [int(getattr(extent, "value", 0)) for extent in buffer.shape]
-    size = math.prod(extents) * dtype.bits * dtype.lanes // 8
-    if buffer.scope() != "global" or not 0 < size <= _STACK_BYTES:
+    if buffer.scope() != "global" or not all(isinstance(n, tirx.IntImm) for n in buffer.shape):
+        return allocation
+    size = math.prod(int(n) for n in buffer.shape) * dtype.bits * dtype.lanes // 8
+    if size > _STACK_BYTES:
         return allocation
     marks = {**allocation.annotations, _AS_IT_IS: tirx.IntImm("int32", 1)}
-    return tirx.AllocBuffer(buffer, marks)
+    return tirx.AllocBuffer(buffer, marks, allocation.span)

@@ -191,4 +191,4 @@ def _build(lowered: IRModule, target: Target) -> Any:
 
     device = tvm.target.Target(target.tvm_dict())
     with building(target):
-        return relax.build(lowered, device, relax_pipeline=None, tir_pipeline=pipeline())
+        return relax.build(lowered, device, relax_pipeline=None, tir_pipeline=pipeline(target))

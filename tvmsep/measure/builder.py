@@ -1,9 +1,10 @@
 """From a config to a shared library that a board can load and time.
 
-The path is the shortest that TVM 0.27 offers: schedule, TVM's stock s_tir lowering, LLVM to an
-object file, LLD. Many tasks share a harness: it is compiled once, kept beside the candidates and
-linked with each of them, so that it costs a candidate nothing but its 60 KB. A candidate for a GPU
-is the host's code and the device's, compiled here: the board needs no compiler.
+The path is the shortest that TVM 0.27 offers: schedule, TVM's s_tir lowering
+(`codegen/lowering.py`), LLVM to an object file, LLD. Many tasks share a harness: it is compiled
+once, kept beside the candidates and linked with each of them, so that it costs a candidate nothing
+but its 60 KB. A candidate for a GPU is the host's code and the device's, compiled here: the board
+needs no compiler.
 """
 
 from __future__ import annotations
