@@ -31,7 +31,7 @@ from tvmsep.codegen import (
     machine_code,
     reference,
     relative_error,
-)  # fmt: skip
+)
 from tvmsep.contracts import Target, Workload
 from tvmsep.graph.plan import choose_block
 from tvmsep.schedules import template_for

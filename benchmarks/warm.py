@@ -182,7 +182,7 @@ def main() -> None:
                     tasks,
                     first[name, seed],
                     args.trials,
-                )  # fmt: skip
+                )
                 for seed in range(args.seeds)
             ]
             for name in prior
